@@ -1,0 +1,5 @@
+"""``python -m heifyd`` is the same as ``heifyd``."""
+
+from heifyd.cli import main
+
+main()
