@@ -1,0 +1,53 @@
+"""Which file system a path is on, and whether other machines can write to it behind the kernel's back."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_REMOTE: Final = frozenset(
+    (
+        *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
+        *("ocfs2", "prl_fs", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs"),
+    )
+)
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of /proc/self/mountinfo: where it is mounted and of which type, such as `ext4` or `fuse.sshfs`."""
+
+    point: str
+    fs_type: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether writers elsewhere are invisible here: neither inotify nor leases tell of them."""
+        return self.fs_type in _REMOTE or self.fs_type == "fuse" or self.fs_type.startswith("fuse.")
+
+
+def parse(mountinfo: bytes) -> list[Mount]:
+    """Read the lines of a mountinfo file (proc_pid_mountinfo(5)); later ones cover earlier ones at the same point."""
+    mounts = []
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(b" - ")
+        point = _OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), fields.split()[4])
+        mounts.append(Mount(os.fsdecode(point), rest.split()[0].decode("ascii", "backslashreplace")))
+    return mounts
+
+
+def mount_of(path: str, mounts: list[Mount]) -> Mount:
+    """Return the mount that holds `path` (absolute, symlinks resolved); `/` of unknown type where none does."""
+    best = Mount("/", "unknown")
+    for mount in mounts:
+        inside = mount.point in ("/", path) or path.startswith(mount.point + "/")
+        if inside and len(mount.point) >= len(best.point):
+            best = mount
+    return best
+
+
+def own_mounts() -> list[Mount]:
+    """Read the mounts that this process sees. Raises OSError."""
+    return parse(Path("/proc/self/mountinfo").read_bytes())

@@ -1,0 +1,214 @@
+"""Which paths of a folder may have changed: hints from watchdog, and the scan that is the truth."""
+
+import ctypes
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Literal
+
+from watchdog.events import (
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers import Observer
+
+from heifyd import tree
+from heifyd.mounts import Mount, mount_of
+from heifyd.recording import Stamp
+
+if TYPE_CHECKING:
+    from watchdog.observers.api import ObservedWatch
+
+SCAN_CHUNK: Final = 256
+MOST_HINTS: Final = 10_000
+"""Paths held between two looks; beyond them one scan is cheaper, and memory stays bounded."""
+
+_HINTS: Final[list[type[FileSystemEvent]]] = [FileClosedEvent, FileCreatedEvent, FileModifiedEvent, FileMovedEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a folder is watched, and why, in words for the log and `heifyd check`."""
+
+    kind: Literal["events", "poll"]
+    remote: bool
+    reason: str
+
+
+def plan(path: str, wanted: Literal["auto", "events", "poll"], mounts: list[Mount]) -> Plan:
+    """Choose between native events and polling for the folder at `path` (symlinks resolved)."""
+    mount = mount_of(path, mounts)
+    if wanted != "auto":
+        return Plan(wanted, mount.is_remote, f"watch: {wanted} is configured (file system {mount.fs_type})")
+    if mount.is_remote:
+        return Plan(
+            "poll",
+            remote=True,
+            reason=f"{mount.fs_type} at {mount.point}: events of writers elsewhere do not arrive here",
+        )
+    return Plan("events", remote=False, reason=f"{mount.fs_type} at {mount.point}: the kernel tells of every change")
+
+
+@dataclass(slots=True)
+class Hints:
+    """Where the observer leaves what may have changed and the intake takes it from. Thread-safe."""
+
+    _paths: dict[str, None] = field(default_factory=dict)
+    _scan: bool = False
+    _closed: bool = False
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def stir(self, path: str) -> None:
+        """Note that the file at `path`, relative to the folder, may have changed."""
+        with self._changed:
+            if len(self._paths) < MOST_HINTS:
+                self._paths[path] = None
+            else:
+                self._scan = True
+            self._changed.notify()
+
+    def scan(self) -> None:
+        """Ask for a scan of the whole folder."""
+        with self._changed:
+            self._scan = True
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the waiting, now and from now on."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def take(self, timeout_s: float) -> tuple[list[str], bool]:
+        """Wait up to `timeout_s` seconds for a hint; return the paths and whether a scan is asked for."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._paths or self._scan or self._closed, max(timeout_s, 0.0))
+            taken = list(self._paths), self._scan
+            self._paths.clear()
+            self._scan = False
+            return taken
+
+
+class _Handler(FileSystemEventHandler):
+    """Only enqueues: watchdog's dispatcher dies of what a handler raises, and waits for one that blocks."""
+
+    def __init__(self, root: str, hints: Hints) -> None:
+        self._prefix = root.rstrip("/") + "/"
+        self._hints = hints
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        path = os.fsdecode(event.dest_path or event.src_path)
+        if path.startswith(self._prefix):
+            self._hints.stir(path.removeprefix(self._prefix))
+
+
+class Observing:
+    """One watchdog observer for all folders on events. Its owner starts and stops it."""
+
+    def __init__(self) -> None:
+        self._observer = Observer()
+        self._watches: dict[str, ObservedWatch] = {}
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the observer's threads."""
+        self._observer.start()
+
+    def stop(self) -> None:
+        """Stop the observer and wait for its threads."""
+        self._observer.stop()
+        self._observer.join()
+
+    def watch(self, root: str, hints: Hints, *, recursive: bool) -> None:
+        """Watch the folder at `root` (symlinks resolved), anew if it was watched already.
+
+        Raises OSError: ENOSPC or EMFILE where the user's inotify watches or instances are used up, also when only
+        sub-folders are left without one (watchdog passes over those in silence).
+        """
+        with self._lock:
+            self._unwatch(root)
+            self._watches[root] = self._observer.schedule(
+                _Handler(root, hints), root, recursive=recursive, event_filter=_HINTS
+            )
+            if recursive and no_watches_left():
+                self._unwatch(root)
+                raise OSError(errno.ENOSPC, "inotify watch limit reached", root)
+
+    def unwatch(self, root: str) -> None:
+        """Stop watching the folder at `root`, if it is watched."""
+        with self._lock:
+            self._unwatch(root)
+
+    def _unwatch(self, root: str) -> None:
+        if (watch := self._watches.pop(root, None)) is not None:
+            self._observer.unschedule(watch)
+
+
+def no_watches_left() -> bool:
+    """Tell whether the kernel refuses this user one more inotify watch (inotify(7), max_user_watches)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    instance = libc.inotify_init1(os.O_CLOEXEC)
+    if instance < 0:
+        return ctypes.get_errno() in (errno.EMFILE, errno.ENFILE)
+    with tree.opened(instance):
+        return bool(libc.inotify_add_watch(instance, b"/", 0x00000400) < 0 and ctypes.get_errno() == errno.ENOSPC)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name that a scan found: its path below the folder, its mode and its stamp."""
+
+    path: str
+    mode: int
+    stamp: Stamp
+
+
+def scan(
+    root: int, *, recursive: bool, wanted: Callable[[str], bool], enter: Callable[[str], bool]
+) -> Iterator[list[Entry]]:
+    """Walk the folder behind the descriptor `root` and give what it holds in chunks of at most `SCAN_CHUNK`.
+
+    `wanted` chooses files and `enter` sub-folders by their relative path. Symlinks are entries, never followed. What
+    vanishes during the walk is passed over: the next scan tells. Memory does not grow with the folder. Raises OSError
+    where a directory cannot be read.
+    """
+    entries = _walk(root, recursive=recursive, wanted=wanted, enter=enter)
+    while chunk := list(islice(entries, SCAN_CHUNK)):
+        yield chunk
+
+
+def _walk(
+    root: int, *, recursive: bool, wanted: Callable[[str], bool], enter: Callable[[str], bool]
+) -> Iterator[Entry]:
+    pending = [""]
+    while pending:
+        directory = pending.pop()
+        try:
+            fd = tree.open_directory(root, directory)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        with tree.opened(fd), os.scandir(fd) as found:
+            for entry in found:
+                path = f"{directory}/{entry.name}" if directory else entry.name
+                if recursive and entry.is_dir(follow_symlinks=False) and enter(path):
+                    pending.append(path)
+                if not wanted(path):
+                    continue
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                yield Entry(path, status.st_mode, Stamp.of(status))
+
+
+def is_regular(entry: Entry) -> bool:
+    """Tell whether a scan's entry is a regular file."""
+    return stat.S_ISREG(entry.mode)
