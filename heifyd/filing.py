@@ -1,0 +1,205 @@
+"""Moves a file to where it belongs: never over another, never through a symlink, across file systems too."""
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from heifyd import tree
+from heifyd.errors import HeifydError
+from heifyd.recording import Identity, Stamp
+
+MOST_NAME_BYTES: Final = 255
+_PART_SUFFIX: Final = ".heifyd-part"
+_RENAME_NOREPLACE: Final = 1
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class ChangedError(HeifydError):
+    """The file at the recording's path is no longer the recording; it was not moved."""
+
+
+def move(identity: Identity, target: Path) -> str:
+    """Move a recording below the directory `target`, its sub-folders kept, and return its new absolute path.
+
+    `target` is made where it is missing; where it lies inside the recording's folder it is reached without following a
+    symlink. A name that is taken gets ``~1``, ``~2`` … before its extension. On another file system it is
+    copied, synced, renamed and only then unlinked. Raises ChangedError, FileNotFoundError where the recording is gone,
+    tree.NotARegularFileError, or OSError.
+    """
+    subfolder, _, name = identity.path.rpartition("/")
+    with tree.opened(tree.open_root(identity.folder)) as root, tree.parent_of(root, identity.path) as (source, _):
+        found = os.stat(name, dir_fd=source, follow_symlinks=False)
+        if Stamp.of(found).identity(identity.folder, identity.path) != identity:
+            raise ChangedError(f"{identity.path} was written to after it was sent")
+        with _target_directory(root, identity.folder, target, subfolder) as directory:
+            moved = _move_into(source, name, directory)
+    return os.path.join(target, subfolder, moved)
+
+
+def bring_back(filed_at: str, identity: Identity) -> str:
+    """Move a filed recording to its place in its folder again and return its new path; its error file goes.
+
+    A name that is taken there is not overwritten, see `move`. Raises OSError.
+    """
+    where, _, name = filed_at.rpartition("/")
+    subfolder, _, original = identity.path.rpartition("/")
+    with tree.opened(tree.open_root(where)) as source:
+        with (
+            tree.opened(tree.open_root(identity.folder)) as root,
+            tree.opened(tree.open_directory(root, subfolder, create=True)) as directory,
+        ):
+            back = _move_into(source, name, directory, wanted=original)
+        with suppress(FileNotFoundError):
+            os.unlink(_error_name(name), dir_fd=source)
+    return os.path.join(identity.folder, subfolder, back)
+
+
+def explain(filed_at: str, explanation: dict[str, object]) -> str:
+    """Write ``NAME.error.json`` beside a failed file and return its path. Raises OSError."""
+    where, _, name = filed_at.rpartition("/")
+    with tree.opened(tree.open_root(where)) as directory:
+        fd = os.open(
+            _error_name(name),
+            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o644,
+            dir_fd=directory,
+        )
+        with os.fdopen(fd, "wb") as file:
+            text = json.dumps(explanation, ensure_ascii=False, indent=2) + "\n"
+            file.write(
+                text.encode("utf-8", "backslashreplace")
+            )  # which writes a byte that is not UTF-8 as JSON's \udcXX
+    return os.path.join(where, _error_name(name))
+
+
+def _error_name(name: str) -> str:
+    return _shortened(name, ".error.json")
+
+
+def _shortened(stem: str, ending: str) -> str:
+    """Append `ending` to `stem`, of which as much is kept as a file name may hold."""
+    raw = os.fsencode(stem)[: MOST_NAME_BYTES - len(os.fsencode(ending))]
+    return os.fsdecode(raw) + ending
+
+
+@contextmanager
+def _target_directory(root: int, folder: str, target: Path, subfolder: str) -> Iterator[int]:
+    """Open the directory to move into, and make it where it is missing."""
+    try:
+        inside = target.relative_to(folder)
+    except ValueError:
+        target.mkdir(parents=True, exist_ok=True)
+        with (
+            tree.opened(tree.open_root(target)) as outside,
+            tree.opened(tree.open_directory(outside, subfolder, create=True)) as fd,
+        ):
+            yield fd
+    else:
+        with tree.opened(tree.open_directory(root, os.path.join(inside, subfolder), create=True)) as fd:
+            yield fd
+
+
+def _free_names(name: str) -> Iterator[str]:
+    stem, dot, ending = name.rpartition(".")
+    if not stem:
+        stem, dot, ending = name, "", ""
+    yield name
+    for number in range(1, 1_000_000):
+        yield _shortened(stem, f"~{number}{dot}{ending}")
+
+
+def _move_into(source: int, name: str, directory: int, wanted: str | None = None) -> str:
+    """Rename `name` from one directory into another under a name that is free, and return that name."""
+    for free in _free_names(wanted or name):
+        try:
+            _rename_no_replace(source, name, directory, free)
+        except FileExistsError:
+            if _is_earlier_copy(source, name, directory, free):
+                os.unlink(name, dir_fd=source)
+                return free
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            if _copy_no_replace(source, name, directory, free):
+                return free
+        else:
+            return free
+    raise FileExistsError(errno.EEXIST, "no free name is left", name)
+
+
+def _rename_no_replace(source: int, name: str, directory: int, new: str) -> None:
+    """Rename, or raise FileExistsError: in one step where possible (renameat2(2)), else by reserving the name."""
+    if _libc.renameat2(source, os.fsencode(name), directory, os.fsencode(new), _RENAME_NOREPLACE) == 0:
+        return
+    error = ctypes.get_errno()
+    if error not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(error, os.strerror(error), name)
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory))
+    try:
+        os.rename(name, new, src_dir_fd=source, dst_dir_fd=directory)
+    except BaseException:
+        os.unlink(new, dir_fd=directory)
+        raise
+
+
+def _copy_no_replace(source: int, name: str, directory: int, new: str) -> bool:
+    """Copy to another file system, sync, give it its name, and only then unlink; False where the name is taken."""
+    part = _shortened(f".{new}", _PART_SUFFIX)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(name, flags, dir_fd=source), "rb") as original:
+        before = os.fstat(original.fileno())
+        made = os.open(
+            part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
+        )
+        try:
+            with os.fdopen(made, "wb") as copy:
+                shutil.copyfileobj(original, copy, 1024 * 1024)
+                copy.flush()
+                _take_over(copy.fileno(), before)
+                os.fsync(copy.fileno())
+            if Stamp.of(os.fstat(original.fileno())) != Stamp.of(before):
+                raise ChangedError(f"{name} was written to while it was copied")
+            _rename_no_replace(directory, part, directory, new)
+        except BaseException as error:
+            os.unlink(part, dir_fd=directory)
+            if isinstance(error, FileExistsError):
+                return False
+            raise
+    os.fsync(directory)
+    os.unlink(name, dir_fd=source)
+    return True
+
+
+def _take_over(copy: int, original: os.stat_result) -> None:
+    """Give a copy the original's times, mode, and, where it is allowed, owner."""
+    with suppress(PermissionError):
+        os.fchown(copy, original.st_uid, original.st_gid)
+    with suppress(PermissionError):
+        os.fchmod(copy, original.st_mode & 0o7777)
+    os.utime(copy, ns=(original.st_atime_ns, original.st_mtime_ns))
+
+
+def _is_earlier_copy(source: int, name: str, directory: int, taken: str) -> bool:
+    """Tell whether the file that has the name is this one, copied whole by a move that was cut off before its end."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        ours = os.stat(name, dir_fd=source, follow_symlinks=False)
+        theirs = os.stat(taken, dir_fd=directory, follow_symlinks=False)
+        if ours.st_dev == theirs.st_dev or (ours.st_size, ours.st_mtime_ns) != (theirs.st_size, theirs.st_mtime_ns):
+            return False
+        with (
+            os.fdopen(os.open(name, flags, dir_fd=source), "rb") as a,
+            os.fdopen(os.open(taken, flags, dir_fd=directory), "rb") as b,
+        ):
+            while piece := a.read(1024 * 1024):
+                if piece != b.read(len(piece)):
+                    return False
+    except OSError:
+        return False
+    return True

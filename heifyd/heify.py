@@ -1,0 +1,397 @@
+"""The Heify API and its storage: one method a call, every failure a `FaultError` that says whose it is."""
+
+import json
+import os
+import socket
+import ssl
+import threading
+import time
+import weakref
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
+
+import httpx
+
+from heifyd import faults
+from heifyd.errors import HeifydError
+from heifyd.faults import FaultError
+from heifyd.recording import Ids, Ticket
+
+PIECE_BYTES: Final = 1024 * 1024
+"""One piece of a PUT's body; httpx's own 64 KiB cost several times the CPU a byte."""
+
+MOST_ANSWER_BYTES: Final = 1024 * 1024
+MOST_ANSWER_S: Final = 60.0
+
+TIMEOUT: Final = httpx.Timeout(None, connect=10.0, write=60.0, read=60.0)
+"""Seconds. `write` is for one send in which not a byte moves: a slow link never meets it, a dead one always."""
+
+_META: Final = "x-amz-meta-"
+
+
+class TruncatedError(HeifydError):
+    """The file became shorter while it was sent; the storage got no complete body and keeps nothing."""
+
+
+class UrlExpiredError(FaultError):
+    """The upload URL is no longer good; ask for another."""
+
+
+class Arrival(Enum):
+    """What /get-transcription says about whether a recording has reached Heify."""
+
+    ARRIVED = "arrived"
+    NOT_ARRIVED = "not_arrived"
+    UNCLEAR = "unclear"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What /get-transcription says: the API's own word, and what it means for the upload."""
+
+    said: str
+    arrival: Arrival
+
+
+class Heify:
+    """One account's client: one connection pool for all threads. The key goes to `base_url` and nowhere else."""
+
+    def __init__(self, base_url: str, key: Callable[[], str], *, connections: int) -> None:
+        """`key` is asked before each request, so that a key that was replaced is used at once."""
+        self._base_url = base_url
+        self._key = key
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._sockets_lock = threading.Lock()
+        self._client = httpx.Client(
+            timeout=TIMEOUT,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=2 * connections, keepalive_expiry=60.0),
+            headers={"User-Agent": "heifyd"},
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    def cut_off(self) -> None:
+        """Cut every connection, so that a thread that is waiting for the network comes back at once with an error."""
+        with self._sockets_lock:
+            sockets = list(self._sockets)
+        for each in sockets:
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # it was not connected any more
+
+    def request_upload(self, ids: Ids, name: str) -> Ticket:
+        """Ask for the URL of one upload. Raises FaultError."""
+        body = {"configuration_id": ids.configuration_id, "name": name}
+        if ids.evaluator_id:
+            body["evaluator_id"] = ids.evaluator_id
+        if ids.participant_id:
+            body["participant_id"] = ids.participant_id
+        data = self._call("/request-upload-url", body)
+        arrived_s = boot_clock_s()
+        try:
+            given = Ids(
+                _text(data, "configuration_id"),
+                _text_or_none(data, "evaluator_id"),
+                _text_or_none(data, "participant_id"),
+            )
+            url = _text(data, "upload_url")
+            transcription_id = _text(data, "transcription_id")
+            name = _text_or_none(data, "name") or name
+        except (KeyError, TypeError) as error:
+            raise _unintelligible("/request-upload-url", f"there is no usable {error.args[0]} in its answer") from None
+        _must_be_safe(url, self._base_url)
+        return Ticket(transcription_id, url, given, name, arrived_s + url_lifetime_s(url), boot_id())
+
+    def put(
+        self, ticket: Ticket, fd: int, size_bytes: int, content_type: str, sent: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Send the `size_bytes` bytes of the file behind `fd` to a ticket's URL.
+
+        `sent` is called with the length of each piece that is on its way. Raises UrlExpiredError, TruncatedError
+        when the file ends early, else FaultError.
+        """
+        headers = signed_headers(ticket)
+        headers["Content-Type"] = content_type
+        headers["Content-Length"] = str(size_bytes)
+        status, _, answer = self._send("PUT", ticket.url, headers, _pieces(fd, size_bytes, sent), "the storage")
+        if status == httpx.codes.OK:
+            return
+        code, message = storage_error(answer)
+        fault = faults.of_storage(status, code, message)
+        if code in ("ExpiredToken", "RequestExpired") or (code == "AccessDenied" and "expired" in message.lower()):
+            raise UrlExpiredError(fault)
+        raise FaultError(fault)
+
+    def transcription(self, transcription_id: str) -> Status:
+        """Ask whether an upload has arrived. Raises FaultError where the API gives no answer to the question."""
+        try:
+            data = self._call("/get-transcription", {"transcription_id": transcription_id})
+        except FaultError as error:
+            if error.fault.owner is faults.Owner.MAPPING:  # 404, or 400 saying so: Heify knows of no such transcription
+                return Status("not found", Arrival.NOT_ARRIVED)
+            raise
+        said = data.get("status")
+        said = said if isinstance(said, str) else ""
+        return Status(said, arrival(said, data.get("duration")))
+
+    def tags(self, what: str) -> dict[str, str]:
+        """List the account's `configurations`, `evaluators` or `participants`: ids and tags. Raises FaultError."""
+        key = f"{what.removesuffix('s')}_id"
+        items = self._call(f"/list-{what}", {}).get("items")
+        if not isinstance(items, list):
+            raise _unintelligible(f"/list-{what}", "there is no list of items in its answer")
+        return {
+            str(item[key]).lower(): str(item.get("tag") or "")
+            for item in items
+            if isinstance(item, dict) and key in item
+        }
+
+    def _call(self, path: str, body: dict[str, str]) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json", "x-api-key": self._key()}
+        status, answer_headers, answer = self._send(
+            "POST", self._base_url + path, headers, json.dumps(body).encode(), "Heify"
+        )
+        if status != httpx.codes.OK:
+            raise FaultError(faults.of_api(status, api_message(answer), _retry_after_s(answer_headers)))
+        try:
+            data = json.loads(answer)["data"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            data = None
+        if not isinstance(data, dict):
+            raise _unintelligible(path, "its answer is not the JSON that Heify documents")
+        return data
+
+    def _send(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | Iterator[bytes], who: str
+    ) -> tuple[int, httpx.Headers, bytes]:
+        """Make one request; return status, headers and body, of which at most `MOST_ANSWER_BYTES` are read."""
+        try:
+            with self._client.stream(
+                method, url, headers=headers, content=body, extensions={"trace": self._trace}
+            ) as response:
+                return response.status_code, response.headers, _limited(response)
+        except httpx.ConnectTimeout:
+            raise FaultError(
+                faults.of_network(
+                    "connect_timeout", f"no connection to {who} ({_host(url)}) within {TIMEOUT.connect:g} s"
+                )
+            ) from None
+        except httpx.WriteTimeout:
+            raise FaultError(
+                faults.of_network("write_stalled", f"{who} took not a byte for {TIMEOUT.write:g} s")
+            ) from None
+        except httpx.ReadTimeout:
+            raise FaultError(
+                faults.of_network("read_timeout", f"{who} gave no answer for {TIMEOUT.read:g} s")
+            ) from None
+        except httpx.ConnectError as error:
+            raise FaultError(
+                faults.of_network(_connect_reason(error), f"no connection to {who} ({_host(url)}): {error}")
+            ) from None
+        except httpx.HTTPError as error:
+            detail = str(error) or type(error).__name__
+            raise FaultError(faults.of_network("connection_lost", f"the connection to {who} broke: {detail}")) from None
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Keep hold of every socket that httpcore opens, weakly, for `cut_off`."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            opened = info["return_value"].get_extra_info("socket")
+            with self._sockets_lock:
+                self._sockets.add(opened)
+
+
+def signed_headers(ticket: Ticket) -> dict[str, str]:
+    """Return the headers that a ticket's pre-signed URL wants, with the values of step 1's answer.
+
+    They are those that X-Amz-SignedHeaders names (Amazon S3 API reference, "Authenticating requests: query
+    parameters"), but for `host` and the two that every PUT has. A signature-version-2 URL has no such list and gets the
+    metadata. Raises FaultError naming a header that has no value.
+    """
+    values = {
+        f"{_META}configuration_id": ticket.ids.configuration_id,
+        f"{_META}evaluator_id": ticket.ids.evaluator_id,
+        f"{_META}participant_id": ticket.ids.participant_id,
+        f"{_META}name": ticket.name,
+    }
+    listed = dict(parse_qsl(urlsplit(ticket.url).query)).get("X-Amz-SignedHeaders")
+    if listed is None:
+        return {header: value for header, value in values.items() if value is not None and header != f"{_META}name"}
+    headers = {}
+    for header in listed.lower().split(";"):
+        if header in ("host", "content-type", "content-length"):
+            continue
+        value = values.get(header)
+        if value is None:
+            detail = (
+                f"the upload URL is signed with the header {header[:100]!r}, for which Heify's answer gives no value"
+            )
+            raise FaultError(faults.of_network("unknown_signed_header", detail))
+        headers[header] = value
+    return headers
+
+
+def boot_clock_s() -> float:
+    """Return the seconds since this machine's boot, which no change of the date moves (clock_gettime(2))."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@cache
+def boot_id() -> str:
+    """Return the name of this machine's present boot (random(4)). Raises OSError."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def url_lifetime_s(url: str) -> float:
+    """Return for how many seconds an upload URL is good: its X-Amz-Expires, else Heify's documented five minutes."""
+    given = dict(parse_qsl(urlsplit(url).query)).get("X-Amz-Expires", "")
+    return float(given) if given.isascii() and given.isdigit() else 300.0
+
+
+def api_message(answer: bytes) -> str:
+    """Take Heify's message out of an error body, in either of its two shapes, or "" where there is none."""
+    try:
+        body = json.loads(answer)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(body, dict):
+        return ""
+    inner = body.get("error")
+    message = inner.get("message") if isinstance(inner, dict) else body.get("message")
+    return message[:500] if isinstance(message, str) else ""
+
+
+def storage_error(answer: bytes) -> tuple[str, str]:
+    """Take code and message out of S3's XML error body, "" where there is none."""
+    if b"<!" in answer:  # S3 sends no document type; the parser need not meet one with entities in it
+        return "", ""
+    try:
+        root = ET.fromstring(answer)  # noqa: S314 (no document type gets here, the body is bounded)
+    except (ET.ParseError, ValueError, LookupError):
+        return "", ""
+    return (root.findtext("Code") or "")[:100], (root.findtext("Message") or "")[:500]
+
+
+def arrival(status: str, duration: object) -> Arrival:
+    """Judge from a transcription's status, and its duration, whether its recording has arrived.
+
+    Only COMPLETED is documented. A word of work in progress, or a duration, which only the audio can have given, says
+    that it arrived; a word of waiting for the upload that it did not; any other leaves it open.
+    """
+    word = status.upper()
+    if any(waiting in word for waiting in ("UPLOAD", "CREATED", "DRAFT", "INITIATED", "NEW")):
+        return Arrival.NOT_ARRIVED
+    if isinstance(duration, int | float) and duration > 0:
+        return Arrival.ARRIVED
+    if any(
+        work in word
+        for work in (
+            "COMPLETE",
+            "DONE",
+            "SUCCE",
+            "PROCESS",
+            "PROGRESS",
+            "QUEUE",
+            "RUNNING",
+            "TRANSCRIB",
+            "EVALUAT",
+            "ANALY",
+        )
+    ):
+        return Arrival.ARRIVED
+    return Arrival.UNCLEAR
+
+
+def _pieces(fd: int, size_bytes: int, sent: Callable[[int], None]) -> Iterator[bytes]:
+    at = 0
+    while at < size_bytes:
+        piece = os.pread(fd, min(PIECE_BYTES, size_bytes - at), at)
+        if not piece:
+            raise TruncatedError(f"it ended after {at:,} of {size_bytes:,} bytes while it was sent")
+        yield piece
+        at += len(piece)
+        sent(len(piece))
+
+
+def _limited(response: httpx.Response) -> bytes:
+    """Read an answer, but no more of it and for no longer than any answer of Heify's needs."""
+    body = bytearray()
+    until_s = time.monotonic() + MOST_ANSWER_S
+    for piece in response.iter_bytes():
+        body += piece
+        if len(body) > MOST_ANSWER_BYTES or time.monotonic() > until_s:
+            raise FaultError(
+                faults.of_network(
+                    "endless_answer", f"an answer of {_host(str(response.url))} did not end within reason"
+                )
+            )
+    return bytes(body)
+
+
+def _must_be_safe(url: str, base_url: str) -> None:
+    """Refuse an upload URL that would carry a recording in the clear; plain http is for loopback alone."""
+    try:
+        parts = urlsplit(url)
+        plain_allowed = urlsplit(base_url).scheme == "http" and is_loopback(parts.hostname or "")
+        acceptable = (
+            bool(parts.hostname)
+            and not parts.username
+            and (parts.scheme == "https" or (parts.scheme == "http" and plain_allowed))
+        )
+    except ValueError:
+        acceptable = False
+    if not acceptable:
+        raise FaultError(
+            faults.of_network(
+                "unsafe_upload_url", "Heify's answer holds an upload URL that is not https; nothing was sent to it"
+            )
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a URL's host is this machine."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or "?"
+
+
+def _connect_reason(error: httpx.ConnectError) -> str:
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ssl.SSLError):
+            return "tls"
+        if isinstance(seen, socket.gaierror):
+            return "dns"
+        seen = seen.__cause__ or seen.__context__
+    return "connect"
+
+
+def _retry_after_s(headers: httpx.Headers) -> float | None:
+    """Read Retry-After where it is a number of seconds (RFC 9110, 10.2.3), an hour at most; a date is passed over."""
+    value = headers.get("Retry-After", "")
+    return min(float(value), 3600.0) if value.isascii() and value.isdigit() else None
+
+
+def _unintelligible(path: str, why: str) -> FaultError:
+    return FaultError(faults.of_network("unintelligible", f"{path}: {why}"))
+
+
+def _text(data: dict[str, Any], key: str) -> str:
+    value = data[key]
+    if not isinstance(value, str) or not value:
+        raise TypeError(key)
+    return value
+
+
+def _text_or_none(data: dict[str, Any], key: str) -> str | None:
+    return _text(data, key) if data.get(key) else None

@@ -1,0 +1,515 @@
+"""The durable queue and history: every recording's state, written down before the next step begins."""
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine, Row
+
+from heifyd.errors import HeifydError
+from heifyd.recording import Identity, Ids, Ticket
+
+SCHEMA: Final = 1
+FAR_S: Final = 3600.0
+"""No wait that heifyd sets is longer, so a later `not_before` comes from a clock that was moved, and is void."""
+
+
+class LedgerError(HeifydError):
+    """The ledger cannot be used."""
+
+
+class LedgerInUseError(LedgerError):
+    """Another heifyd is using this ledger."""
+
+
+class State(StrEnum):
+    """Where a recording is on its way. The first three are active, the others have ended."""
+
+    WAITING = "waiting"
+    UPLOADING = "uploading"
+    UPLOADED = "uploaded"
+    DONE = "done"
+    FAILED = "failed"
+    SUPERSEDED = "superseded"
+    VANISHED = "vanished"
+
+
+class Added(StrEnum):
+    """What became of a finished recording that was offered to the ledger."""
+
+    QUEUED = "queued"
+    SENT_BEFORE = "sent_before"
+    KNOWN = "known"
+    BUSY = "busy"
+
+
+class _FileName(sa.TypeDecorator[str]):
+    """A path as the bytes it is on disk: names need not be UTF-8."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> bytes | None:  # noqa: ARG002 (SQLAlchemy's signature)
+        return None if value is None else os.fsencode(value)
+
+    def process_result_value(self, value: bytes | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002 (SQLAlchemy's signature)
+        return None if value is None else os.fsdecode(value)
+
+
+_metadata = sa.MetaData()
+
+_recordings = sa.Table(
+    "recordings",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("folder", _FileName, nullable=False),
+    sa.Column("path", _FileName, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("mtime_ns", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("settled_at", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("claimed", sa.Boolean, nullable=False, default=False),
+    sa.Column("not_before", sa.Float, nullable=False, default=0.0),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("failing_since", sa.Float),
+    sa.Column("configuration_id", sa.String(36)),
+    sa.Column("evaluator_id", sa.String(36)),
+    sa.Column("participant_id", sa.String(36)),
+    sa.Column("transcription_id", sa.String(64)),
+    sa.Column("name", sa.Text),
+    sa.Column("upload_url", sa.Text),
+    sa.Column("url_good_until", sa.Float),
+    sa.Column("boot_id", sa.String(36)),
+    sa.Column("filed_at", _FileName),
+    sa.Column("reason", sa.Text),
+    sa.Column("detail", sa.Text),
+)
+_r = _recordings.c
+_active = _r.ended_at.is_(None)
+
+sa.Index("one_row_an_identity", _r.folder, _r.path, _r.size_bytes, _r.mtime_ns, unique=True)
+sa.Index("one_active_a_path", _r.folder, _r.path, unique=True, sqlite_where=_active, postgresql_where=_active)
+sa.Index("next_claim", _r.folder, _r.claimed, _r.mtime_ns, sqlite_where=_active, postgresql_where=_active)
+sa.Index("ended", _r.folder, _r.state, _r.ended_at)
+
+_holds = sa.Table(
+    "holds",
+    _metadata,
+    sa.Column("scope", _FileName, primary_key=True),
+    sa.Column("owner", sa.String(12), primary_key=True),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("advice", sa.Text, nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A recording that one worker has taken on, as the ledger has it. Times are wall-clock seconds."""
+
+    row: int
+    identity: Identity
+    state: State
+    settled_at: float
+    attempts: int
+    failing_since: float | None
+    ticket: Ticket | None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRow:
+    """A hold as `heifyd status` shows it; scope "" is everything, else a folder."""
+
+    scope: str
+    owner: str
+    reason: str
+    detail: str
+    advice: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A recording whose journey has ended; `filed_at` is where it lies now."""
+
+    identity: Identity
+    state: State
+    ended_at: float
+    transcription_id: str | None
+    filed_at: str | None
+    reason: str | None
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FolderCounts:
+    """What the ledger holds of one folder; `oldest_settled_at` is of the recordings not yet done."""
+
+    waiting: int
+    uploading: int
+    done_since: int
+    failed: int
+    oldest_settled_at: float | None
+
+
+class Ledger:
+    """One ledger file. Thread-safe; a daemon also calls `lock`, which keeps other daemons out of it."""
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Open the ledger at `path`; make it where there is none, unless `create` is False. Raises LedgerError."""
+        self.path = path
+        self._lock = threading.Lock()
+        self._work = threading.Condition()
+        self._lock_fd = -1
+        if not create and not path.exists():
+            raise LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._engine = _engine(path)
+            self._prepare()
+        except (OSError, sa.exc.DatabaseError) as error:
+            cause = error.orig if isinstance(error, sa.exc.DatabaseError) else error
+            raise LedgerError(
+                f"{path}: the ledger cannot be opened ({cause}); give `ledger:` a path heifyd can write to"
+            ) from None
+
+    def lock(self) -> None:
+        """Keep every other daemon out of this ledger until `close`. Raises LedgerInUseError."""
+        fd = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise LedgerInUseError(
+                f"{self.path}: another heifyd is using this ledger; stop it, or give this one its own `ledger:`"
+            ) from None
+        self._lock_fd = fd
+        with self._begin() as db:
+            db.execute(_recordings.update().where(_active, _r.claimed).values(claimed=False, not_before=0.0))
+            db.execute(_holds.delete())
+
+    def is_in_use(self) -> bool:
+        """Tell whether a daemon has this ledger locked."""
+        with suppress(FileNotFoundError):
+            fd = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(fd)
+        return False
+
+    def close(self) -> None:
+        """Close the file and let others in."""
+        self._engine.dispose()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _prepare(self) -> None:
+        with self._begin() as db:
+            version = db.exec_driver_sql("PRAGMA user_version").scalar_one()
+            if version == 0:
+                _metadata.create_all(db)
+                db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
+            elif version != SCHEMA:
+                raise LedgerError(
+                    f"{self.path}: written by another version of heifyd (schema {version}, this one is {SCHEMA})"
+                )
+
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        """Begin a transaction that writes, one at a time in this process: SQLite itself waits by sleeping."""
+        with self._lock, self._engine.execution_options(writes=True).begin() as db:
+            yield db
+
+    # The way in: intake
+
+    def unsettled(self, found: Sequence[Identity]) -> list[Identity]:
+        """Return those identities, all of one folder, that are not active in the ledger already."""
+        if not found:
+            return []
+        statement = sa.select(_r.path, _r.size_bytes, _r.mtime_ns).where(
+            _r.folder == found[0].folder, _r.path.in_([identity.path for identity in found]), _active
+        )
+        with self._engine.connect() as db:
+            active = {tuple(row) for row in db.execute(statement)}
+        return [i for i in found if (i.path, i.size_bytes, i.mtime_ns) not in active]
+
+    def add(self, finished: Sequence[Identity], now: float) -> list[Added]:
+        """Queue finished recordings, all of one folder; return what became of each, in the same order.
+
+        A recording that was done before is queued for filing only (SENT_BEFORE); one that failed or vanished starts
+        again where it stood. An earlier content of the same path that still waits is superseded; while a worker has it
+        the answer is BUSY, and the recording is to be offered again later.
+        """
+        if not finished:
+            return []
+        with self._begin() as db:
+            outcome = [_add(db, identity, now) for identity in finished]
+        if Added.QUEUED in outcome or Added.SENT_BEFORE in outcome:
+            self.wake()
+        return outcome
+
+    # The way through: workers
+
+    def wake(self) -> None:
+        """Wake the workers that wait for work."""
+        with self._work:
+            self._work.notify_all()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until there may be new work, at most `timeout_s` seconds."""
+        with self._work:
+            self._work.wait(timeout_s)
+
+    def claim(self, folder: str, now: float, *, only_uploaded: bool = False) -> Claim | None:
+        """Take on the folder's oldest recording that is due, or, while it is held, only one that needs but filing."""
+        due = (_r.not_before <= now) | (_r.not_before > now + FAR_S)
+        query = sa.select(_recordings).where(_r.folder == folder, _active, _r.claimed.is_(sa.false()), due)
+        if only_uploaded:
+            query = query.where(_r.state == State.UPLOADED)
+        with self._begin() as db:
+            row = db.execute(query.order_by(_r.mtime_ns).limit(1)).one_or_none()
+            if row is None:
+                return None
+            db.execute(_recordings.update().where(_r.id == row.id).values(claimed=True))
+        return _claim(row)
+
+    def next_due(self, folders: Iterable[str], now: float) -> float | None:
+        """Return the earliest time (wall clock) from which a recording of these folders may be claimed, or None."""
+        query = sa.select(sa.func.min(_r.not_before)).where(
+            _r.folder.in_(list(folders)), _active, _r.claimed.is_(sa.false()), _r.not_before > now
+        )
+        with self._engine.connect() as db:
+            due: float | None = db.execute(query).scalar_one()
+        return due
+
+    def uploading(self, claim: Claim, ticket: Ticket) -> None:
+        """Write down the URL before a byte is sent to it."""
+        self._update(
+            claim,
+            state=State.UPLOADING,
+            transcription_id=ticket.transcription_id,
+            upload_url=ticket.url,
+            url_good_until=ticket.good_until_s,
+            boot_id=ticket.boot_id,
+            name=ticket.name,
+            configuration_id=ticket.ids.configuration_id,
+            evaluator_id=ticket.ids.evaluator_id,
+            participant_id=ticket.ids.participant_id,
+        )
+
+    def uploaded(self, claim: Claim) -> None:
+        """Write down that Heify has the recording, before the file is moved; the URL is forgotten."""
+        self._update(claim, state=State.UPLOADED, upload_url=None, not_before=0.0, failing_since=None)
+
+    def ended(
+        self,
+        claim: Claim,
+        state: State,
+        now: float,
+        *,
+        filed_at: str | None = None,
+        reason: str | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """End a journey."""
+        self._update(
+            claim,
+            state=state,
+            ended_at=now,
+            claimed=False,
+            upload_url=None,
+            filed_at=filed_at,
+            reason=reason,
+            detail=detail,
+        )
+
+    def put_back(
+        self,
+        claim: Claim,
+        not_before: float,
+        *,
+        attempts: int,
+        failing_since: float | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Give a claim back, to be taken on again from `not_before` (wall clock); its state stays."""
+        self._update(
+            claim, claimed=False, not_before=not_before, attempts=attempts, failing_since=failing_since, reason=reason
+        )
+        self.wake()
+
+    def forgive(self, folder: str | None) -> None:
+        """Forget how long recordings have been failing: a hold has begun, and what it holds is not their fault."""
+        statement = _recordings.update().where(_active, _r.failing_since.is_not(None)).values(failing_since=None)
+        with self._begin() as db:
+            db.execute(statement if folder is None else statement.where(_r.folder == folder))
+
+    def _update(self, claim: Claim, **values: Any) -> None:
+        with self._begin() as db:
+            db.execute(_recordings.update().where(_r.id == claim.row).values(**values))
+
+    # Holds, history and counts
+
+    def show_holds(self, holds: Sequence[HoldRow]) -> None:
+        """Write down the holds in force, for `heifyd status`."""
+        with self._begin() as db:
+            db.execute(_holds.delete())
+            for hold in holds:
+                db.execute(
+                    _holds.insert().values(
+                        scope=hold.scope,
+                        owner=hold.owner,
+                        reason=hold.reason,
+                        detail=hold.detail,
+                        advice=hold.advice,
+                        since=hold.since,
+                    )
+                )
+
+    def holds(self) -> list[HoldRow]:
+        """Return the holds in force."""
+        with self._engine.connect() as db:
+            return [HoldRow(*row) for row in db.execute(sa.select(_holds).order_by(_holds.c.since))]
+
+    def counts(self, folder: str, since: float) -> FolderCounts:
+        """Count a folder's recordings; those done count from `since` (wall clock)."""
+        in_folder = _r.folder == folder
+        active = (
+            sa.select(_r.claimed, sa.func.count(), sa.func.min(_r.settled_at))
+            .where(in_folder, _active)
+            .group_by(_r.claimed)
+        )
+        ended = sa.select(sa.func.count()).select_from(_recordings).where(in_folder)
+        with self._engine.connect() as db:
+            by_claim = {claimed: (number, oldest) for claimed, number, oldest in db.execute(active)}
+            done = db.execute(ended.where(_r.state == State.DONE, _r.ended_at >= since)).scalar_one()
+            failed = db.execute(ended.where(_r.state == State.FAILED)).scalar_one()
+        oldest = min((at for _, at in by_claim.values()), default=None)
+        return FolderCounts(by_claim.get(False, (0,))[0], by_claim.get(True, (0,))[0], done, failed, oldest)
+
+    def folders(self) -> list[str]:
+        """Return every folder that has recordings in the ledger."""
+        with self._engine.connect() as db:
+            return list(db.execute(sa.select(_r.folder).distinct().order_by(_r.folder)).scalars())
+
+    def failed(self, folder: str) -> list[Ended]:
+        """Return a folder's failed recordings, the last first."""
+        query = sa.select(_recordings).where(_r.folder == folder, _r.state == State.FAILED).order_by(_r.ended_at.desc())
+        with self._engine.connect() as db:
+            return [_ended(row) for row in db.execute(query)]
+
+    def brought_back(self, recording: Ended) -> None:
+        """Note that a failed recording lies in its folder again: it is no longer counted as failed."""
+        found = recording.identity
+        with self._begin() as db:
+            db.execute(
+                _recordings.update()
+                .where(
+                    _r.folder == found.folder,
+                    _r.path == found.path,
+                    _r.size_bytes == found.size_bytes,
+                    _r.mtime_ns == found.mtime_ns,
+                )
+                .where(_r.state == State.FAILED)
+                .values(state=State.VANISHED, filed_at=None)
+            )
+
+    def prune(self, before: float) -> int:
+        """Delete the history that ended before `before` (wall clock), and return how many rows that were."""
+        with self._begin() as db:
+            return int(db.execute(_recordings.delete().where(_r.ended_at < before)).rowcount)
+
+
+def _engine(path: Path) -> Engine:
+    engine = sa.create_engine(sa.URL.create("sqlite", database=os.fspath(path)), connect_args={"timeout": 30.0})
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # so that transactions begin where SQLAlchemy begins them, see below
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+    return engine
+
+
+def _add(db: Connection, identity: Identity, now: float) -> Added:
+    rows = db.execute(sa.select(_recordings).where(_r.folder == identity.folder, _r.path == identity.path)).all()
+    active = next((row for row in rows if row.ended_at is None), None)
+    same = next(
+        (row for row in rows if (row.size_bytes, row.mtime_ns) == (identity.size_bytes, identity.mtime_ns)), None
+    )
+    if active is not None and active is same:
+        return Added.KNOWN
+    if active is not None:
+        if active.claimed:
+            return Added.BUSY
+        db.execute(
+            _recordings.update().where(_r.id == active.id).values(state=State.SUPERSEDED, ended_at=now, upload_url=None)
+        )
+    if same is None:
+        db.execute(
+            _recordings.insert().values(
+                folder=identity.folder,
+                path=identity.path,
+                size_bytes=identity.size_bytes,
+                mtime_ns=identity.mtime_ns,
+                state=State.WAITING,
+                settled_at=now,
+            )
+        )
+        return Added.QUEUED
+    sent = same.state == State.DONE
+    state = State.UPLOADED if sent else State.UPLOADING if same.transcription_id else State.WAITING
+    db.execute(
+        _recordings.update()
+        .where(_r.id == same.id)
+        .values(
+            state=state,
+            settled_at=now,
+            ended_at=None,
+            claimed=False,
+            not_before=0.0,
+            attempts=0,
+            failing_since=None,
+            filed_at=None,
+            reason=None,
+            detail=None,
+        )
+    )
+    return Added.SENT_BEFORE if sent else Added.QUEUED
+
+
+def _identity(row: Row[Any]) -> Identity:
+    return Identity(row.folder, row.path, row.size_bytes, row.mtime_ns)
+
+
+def _claim(row: Row[Any]) -> Claim:
+    ticket = None
+    if row.transcription_id:
+        ids = Ids(row.configuration_id, row.evaluator_id, row.participant_id)
+        ticket = Ticket(row.transcription_id, row.upload_url or "", ids, row.name, row.url_good_until, row.boot_id)
+    return Claim(row.id, _identity(row), State(row.state), row.settled_at, row.attempts, row.failing_since, ticket)
+
+
+def _ended(row: Row[Any]) -> Ended:
+    return Ended(
+        _identity(row), State(row.state), row.ended_at, row.transcription_id, row.filed_at, row.reason, row.detail
+    )
