@@ -1,0 +1,340 @@
+"""The first journey: from a path that may have changed to a finished recording in the ledger."""
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Final, Protocol
+
+from heifyd import probe, tree, watch
+from heifyd.ledger import Added, Ledger
+from heifyd.log import Log
+from heifyd.probe import Check
+from heifyd.recording import Identity, Stamp, extension
+from heifyd.settle import Settling, is_temporary
+from heifyd.watch import Entry, Hints, Observing, Plan
+
+_BUSY_S: Final = 1.0
+_MOST_REMEMBERED: Final = 1000
+
+
+class IntakeFolder(Protocol):
+    """What this journey needs to know of a watched folder."""
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102 (the protocol's members are the configuration's)
+    @property
+    def recursive(self) -> bool: ...  # noqa: D102
+    @property
+    def extensions(self) -> frozenset[str]: ...  # noqa: D102
+    @property
+    def done(self) -> Path: ...  # noqa: D102
+    @property
+    def failed(self) -> Path: ...  # noqa: D102
+    @property
+    def ready_marker(self) -> str | None: ...  # noqa: D102
+    def excludes(self, relative_path: str) -> bool: ...  # noqa: D102
+
+
+class Intake:
+    """One folder's intake; one thread runs `work` until `stop`."""
+
+    def __init__(
+        self,
+        folder: IntakeFolder,
+        plan: Plan,
+        settling: Settling,
+        ledger: Ledger,
+        observing: Observing,
+        log: Log,
+        *,
+        rescan_seconds: float,
+        poll_seconds: float,
+    ) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._settling = settling
+        self._ledger = ledger
+        self._observing = observing
+        self._log = log.bind(folder=os.fspath(folder.path))
+        self._rescan_seconds = rescan_seconds
+        self._poll_seconds = poll_seconds
+        self._name = os.fspath(folder.path)
+        self._own = tuple(_below(self._name, os.fspath(target)) for target in (folder.done, folder.failed))
+        self._stopping = threading.Event()
+        self._told: set[tuple[str, str]] = set()
+        self._root: tuple[int, int] | None = None
+        self._scan: Iterator[list[Entry]] | None = None
+        self._scan_root = -1
+        self._next_scan_s = 0.0
+        self._is_watched = False
+        self.hints = Hints()
+        self.ready = threading.Event()
+        """Set once the folder is watched, or found to be missing."""
+
+    def stop(self) -> None:
+        """Let `work` end."""
+        self._stopping.set()
+        self.hints.close()
+
+    def work(self) -> None:
+        """Look at what changes, and at the whole folder from time to time, until `stop`."""
+        try:
+            while not self._stopping.is_set():
+                self._turn()
+        finally:
+            self._end_scan()
+            self._observing.unwatch(os.path.realpath(self._name))
+
+    def _turn(self) -> None:
+        now_s = time.monotonic()
+        if self._scan is None and now_s >= self._next_scan_s:
+            self._begin_scan()
+        wait_s = (
+            0.0 if self._scan is not None else min(self._next_scan_s, self._settling.next_due_s()) - time.monotonic()
+        )
+        paths, scan_asked = self.hints.take(wait_s)
+        if scan_asked:
+            self._next_scan_s = 0.0
+        stirred = {path: None for hinted in paths for path in self._recordings_at(hinted)}
+        due = dict.fromkeys(self._settling.due(time.monotonic()))
+        if stirred or due:
+            self._look_at(list(stirred | due), stirred=stirred.keys())
+        if self._scan is not None:
+            self._scan_on()
+
+    # The folder itself
+
+    def _begin_scan(self) -> None:
+        """Begin to walk the folder; watch it anew if it has come back or is another directory than before."""
+        self._next_scan_s = time.monotonic() + self._interval_s()
+        try:
+            self._scan_root = tree.open_root(self._name)
+        except OSError as error:
+            if self._root is not None or not self.ready.is_set():
+                self._log.error(
+                    "folder.missing", detail=f"it cannot be opened: {error.strerror}; heifyd waits for it to come back"
+                )
+            self._root, self._is_watched = None, False
+            self._observing.unwatch(os.path.realpath(self._name))
+            self.ready.set()
+            return
+        found = os.fstat(self._scan_root)
+        root = (found.st_dev, found.st_ino)
+        if root != self._root:
+            if self.ready.is_set():
+                self._log.warning("folder.back", detail="it is there again, or another directory has taken its place")
+            self._root = root
+            self._watch()
+            self._next_scan_s = time.monotonic() + self._interval_s()
+        elif self._plan.kind == "events" and not self._is_watched:
+            self._watch()
+        self.ready.set()
+        self._scan = watch.scan(
+            self._scan_root, recursive=self._folder.recursive, wanted=self._is_recording, enter=self._is_entered
+        )
+
+    def _watch(self) -> None:
+        if self._plan.kind != "events":
+            return
+        try:
+            self._observing.watch(os.path.realpath(self._name), self.hints, recursive=self._folder.recursive)
+            self._is_watched = True
+        except OSError as error:
+            self._is_watched = False
+            advice = "raise fs.inotify.max_user_watches or fs.inotify.max_user_instances (sysctl)"
+            self._tell(
+                "watch.polling",
+                "",
+                detail=f"{error.strerror}; the folder is polled every {self._poll_seconds:g} s until then",
+                what_to_do=advice,
+            )
+
+    def _interval_s(self) -> float:
+        is_deaf = self._plan.kind == "events" and not self._is_watched and self._root is not None
+        return self._poll_seconds if is_deaf else self._rescan_seconds
+
+    def _scan_on(self) -> None:
+        """Take the scan's next chunk."""
+        assert self._scan is not None  # noqa: S101 (narrows the type)
+        try:
+            chunk = next(self._scan, None)
+        except OSError as error:
+            self._tell("folder.unreadable", str(error.errno), detail=f"the scan of the folder broke off: {error}")
+            chunk = None
+        if chunk is None:
+            self._end_scan()
+            return
+        regular = {}
+        for entry in chunk:
+            if watch.is_regular(entry):
+                regular[entry.path] = entry.stamp
+            elif not stat.S_ISDIR(entry.mode) or not self._folder.recursive:
+                self._refuse(
+                    entry.path,
+                    f"{entry.path} is a {tree.kind(entry.mode)}, not a regular file; put the recording itself there",
+                )
+        identities = [stamp.identity(self._name, path) for path, stamp in regular.items()]
+        fresh = self._ledger.unsettled(identities)
+        if fresh:
+            self._look_at([identity.path for identity in fresh])
+
+    def _end_scan(self) -> None:
+        self._scan = None
+        if self._scan_root >= 0:
+            os.close(self._scan_root)
+            self._scan_root = -1
+
+    # Names
+
+    def _is_entered(self, path: str) -> bool:
+        return path not in self._own and not path.rpartition("/")[2].startswith(".") and not self._folder.excludes(path)
+
+    def _is_recording(self, path: str) -> bool:
+        name = path.rpartition("/")[2]
+        if is_temporary(name):
+            return False
+        if extension(name) not in self._folder.extensions:
+            return False
+        return not any(
+            own is not None and path.startswith(f"{own}/") for own in self._own
+        ) and not self._folder.excludes(path)
+
+    def _recordings_at(self, hinted: str) -> list[str]:
+        """Return the recordings that a hint may be about: the file itself, or those whose ready marker it is."""
+        directory, slash, name = hinted.rpartition("/")
+        marker = self._folder.ready_marker
+        candidates = [hinted]
+        if marker is not None:
+            before, _, after = marker.replace("{name}", "{stem}").partition("{stem}")
+            if name.startswith(before) and name.endswith(after):
+                middle = name[len(before) : len(name) - len(after)]
+                endings = self._folder.extensions if "{stem}" in marker else {""}
+                candidates = [f"{directory}{slash}{middle}{ending}" for ending in sorted(endings)]
+        return [path for path in candidates if self._is_recording(path) and self._is_in_reach(path)]
+
+    def _is_in_reach(self, path: str) -> bool:
+        """Tell whether a scan would come to this path: events speak of excluded sub-folders too."""
+        parents = Path(path).parents
+        return all(self._is_entered(os.fspath(parent)) for parent in parents if os.fspath(parent) != ".")
+
+    # Files
+
+    def _look_at(self, paths: list[str], stirred: AbstractSet[str] = frozenset()) -> None:
+        """Look at files, and queue those that are finished."""
+        finished: list[Identity] = []
+        try:
+            root = tree.open_root(self._name)
+        except OSError:
+            self._next_scan_s = 0.0  # the folder is gone: the scan tells
+            for path in paths:
+                self._settling.forget(path)
+            return
+        with tree.opened(root):
+            for path in paths:
+                identity = self._look(root, path, stirred=path in stirred)
+                if identity is not None:
+                    finished.append(identity)
+        for identity, added in zip(finished, self._ledger.add(finished, time.time()), strict=True):
+            self._settled(identity, added)
+
+    def _look(self, root: int, path: str, *, stirred: bool) -> Identity | None:
+        """Look at one file; return its identity if it is finished."""
+        try:
+            fd = tree.open_recording(root, path)
+        except FileNotFoundError:
+            self._settling.forget(path)
+            return None
+        except (tree.NotARegularFileError, OSError) as error:
+            self._settling.forget(path)
+            self._refuse(path, str(error))
+            return None
+        with tree.opened(fd):
+            stamp = Stamp.of(os.fstat(fd))
+            if stamp.size_bytes == 0:
+                self._settling.forget(path)
+                return None
+            now_s = time.monotonic()
+            age_s = time.time() - max(stamp.mtime_ns, stamp.ctime_ns) / 1e9
+            if not self._settling.quiet(path, stamp, now_s, age_s=age_s, stirred=stirred):
+                return None
+            if not self._is_marked(root, path):
+                return None
+            found = probe.writers(fd)
+            self._tell_check(found.check)
+            if found.open:
+                self._settling.written_to(path)
+                return None
+            if self._settling.writer_gone(path, now_s) or Stamp.of(os.fstat(fd)) != stamp:
+                self._settling.look_again(path, now_s + self._settling.rule.settle_seconds)
+                return None
+        return stamp.identity(self._name, path)
+
+    def _is_marked(self, root: int, path: str) -> bool:
+        """Tell whether the ready marker is there, where one is called for; its coming will be the next look."""
+        marker = marker_of(path, self._folder.ready_marker)
+        if marker is None:
+            return True
+        try:
+            with tree.parent_of(root, marker) as (parent, name):
+                os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _settled(self, identity: Identity, added: Added) -> None:
+        if added is Added.BUSY:
+            self._settling.look_again(identity.path, time.monotonic() + _BUSY_S)
+            return
+        self._settling.forget(identity.path)
+        if added is Added.QUEUED:
+            self._log.info("recording.settled", file=identity.path, size_bytes=identity.size_bytes)
+        elif added is Added.SENT_BEFORE:
+            self._log.warning(
+                "recording.sent_before",
+                file=identity.path,
+                detail="Heify has it already; it is filed and not sent again",
+            )
+
+    def _refuse(self, path: str, detail: str) -> None:
+        self._tell("recording.refused", path, file=path, detail=detail)
+
+    def _tell_check(self, check: Check) -> None:
+        if ("check", check.value) not in self._told:
+            self._told.add(("check", check.value))
+            self._log.info("folder.writer_check", check=check.value, detail=CHECKS[check])
+
+    def _tell(self, event: str, about: str, **fields: object) -> None:
+        """Log a warning once for what it is about: the next scan finds the same again."""
+        if (event, about) not in self._told:
+            if len(self._told) >= _MOST_REMEMBERED:
+                self._told.clear()
+            self._told.add((event, about))
+            self._log.warning(event, **fields)
+
+
+CHECKS: Final = {
+    Check.LEASE: "the kernel tells whether anybody still has a file open for writing",
+    Check.PROC: "the open files of all processes are read to see whether anybody still writes",
+    Check.QUIET: (
+        "nothing tells of open writers here (not the files' owner, no CAP_LEASE): "
+        "a file that is quiet for settle_seconds counts as finished"
+    ),
+}
+
+
+def marker_of(path: str, template: str | None) -> str | None:
+    """Return the path of a recording's ready marker, or None where the folder asks for none."""
+    if template is None:
+        return None
+    directory, slash, name = path.rpartition("/")
+    stem = name[: len(name) - len(extension(name))]
+    return directory + slash + template.replace("{name}", name).replace("{stem}", stem)
+
+
+def _below(folder: str, target: str) -> str | None:
+    """Return a target's path relative to the folder, or None where it lies elsewhere."""
+    return target.removeprefix(f"{folder}/") if target.startswith(f"{folder}/") else None

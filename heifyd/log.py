@@ -1,0 +1,110 @@
+"""The log: one JSON object a line, or a line for reading on a terminal; nothing secret in either."""
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Final, TextIO, TypeAlias
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+Log: TypeAlias = FilteringBoundLogger
+
+_SIGNATURE: Final = re.compile(
+    r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId)(?:=|%3D))[^&\s\"'\\<>]+",
+    re.IGNORECASE,
+)
+_HIDDEN: Final = "[hidden]"
+_LEAST_SECRET_CHARS: Final = 4
+
+
+class Redactor:
+    """Takes secrets out of text: the API keys it was told of, and the signatures of upload URLs."""
+
+    def __init__(self) -> None:
+        self._secrets: tuple[str, ...] = ()
+
+    def hide(self, secret: str) -> None:
+        """From now on let this secret appear nowhere; its form inside a JSON string is hidden too."""
+        if len(secret) >= _LEAST_SECRET_CHARS and secret not in self._secrets:
+            escaped = secret.replace("\\", "\\\\").replace('"', '\\"')
+            self._secrets = tuple(sorted({*self._secrets, secret, escaped}, key=len, reverse=True))
+
+    def __call__(self, text: str) -> str:
+        """Return the text without its secrets."""
+        for secret in self._secrets:
+            if secret in text:
+                text = text.replace(secret, _HIDDEN)
+        return _SIGNATURE.sub(rf"\1{_HIDDEN}", text)
+
+
+def make(redact: Redactor, out: TextIO | None = None, *, for_reading: bool | None = None) -> Log:
+    """Make the daemon's logger, which writes to `out` (standard output).
+
+    `for_reading` chooses between lines for people and JSON; None asks whether `out` is a terminal. A
+    byte of a file name that is not UTF-8 is written as JSON's escape of a lone surrogate, from which Python's
+    `os.fsencode` gets it back.
+    """
+    out = out or sys.stdout
+    readable = out.isatty() if for_reading is None else for_reading
+    render: Any = _for_reading() if readable else structlog.processors.JSONRenderer(ensure_ascii=False)
+
+    def to_line(logger: WrappedLogger, method: str, event: EventDict) -> bytes:
+        return redact(render(logger, method, event)).encode("utf-8", "backslashreplace")
+
+    raw: BinaryIO = out.buffer
+    processors: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
+        structlog.processors.ExceptionRenderer(),
+        _in_order,
+        to_line,
+    ]
+    wrapper = structlog.make_filtering_bound_logger(logging.INFO)
+    logger: Log = structlog.wrap_logger(
+        structlog.BytesLogger(raw), processors=processors, wrapper_class=wrapper, context_class=dict
+    ).bind()
+    return logger
+
+
+def _in_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Put timestamp, level and event first: every line begins alike."""
+    head = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+    return {**head, **event}
+
+
+def _for_reading() -> Any:
+    console = structlog.dev.ConsoleRenderer(
+        colors=True, pad_event_to=20, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+    )
+
+    def render(logger: WrappedLogger, method: str, event: EventDict) -> str:
+        present = {key: value for key, value in event.items() if value is not None}
+        return str(console(logger, method, present))
+
+    return render
+
+
+class _Forward(logging.Handler):
+    """Brings what libraries log into the one log."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.warning("library.warning", library=record.name, detail=record.getMessage())
+
+
+@contextmanager
+def libraries_to(log: Log) -> Iterator[None]:
+    """Send the libraries' warnings to `log` within the block; nothing below: httpx logs whole URLs at INFO."""
+    handler = _Forward(log)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
