@@ -1,0 +1,71 @@
+"""The commands, one a module; the only place that prints. A command's imports are made when it is called."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from heifyd import __version__
+from heifyd.errors import HeifydError
+from heifyd.service import Exit
+
+_COMMANDS: Final = ("run", "check", "status", "retry", "upload", "schema", "sandbox", "demo")
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 (click's signature)
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"heifyd.cli.{cmd_name}").command
+        return command
+
+
+def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--config`` to a command, given to it as `config_path`."""
+    return click.option(
+        "-c",
+        "--config",
+        "config_path",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=Path("/etc/heifyd/config.yaml"),
+        envvar="HEIFYD_CONFIG",
+        show_default=True,
+        show_envvar=True,
+        help="The configuration.",
+    )(function)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="heifyd")
+def group() -> None:
+    """Watch a call recorder's folders and upload each finished recording to Heify, exactly once."""
+
+
+def main() -> None:
+    """Run the command line; errors that heifyd has a name for become one line each and an exit code."""
+    from heifyd.config import ConfigError
+
+    try:
+        code = group.main(prog_name="heifyd", standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        code = Exit.CONFIG
+    except HeifydError as error:
+        click.echo(f"heifyd: {error}", err=True)
+        code = Exit.FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.FAILED
+    sys.exit(code)

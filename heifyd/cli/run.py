@@ -1,0 +1,37 @@
+"""``heifyd run``: the daemon."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from heifyd.cli import config_option
+
+
+@click.command("run")
+@config_option
+@click.option(
+    "--log",
+    "log_format",
+    type=click.Choice(["auto", "json", "text"]),
+    default="auto",
+    show_default=True,
+    help="How the log is written to standard output; auto: text on a terminal, else JSON.",
+)
+def command(config_path: Path, log_format: str) -> int:
+    """Watch the folders of the configuration until SIGTERM.
+
+    SIGHUP reads the configuration again, SIGUSR1 scans all folders now. Exit codes: 0 stopped, 70 internal error, 75
+    another heifyd uses the ledger, 78 the configuration is not valid.
+    """
+    from heifyd import daemon, log
+    from heifyd.service import Exit
+
+    redact = log.Redactor()
+    logger = log.make(redact, for_reading={"auto": None, "json": False, "text": True}[log_format])
+    code = daemon.run(config_path, os.environ, logger, redact)
+    if code == Exit.INTERNAL:
+        sys.stdout.flush()
+        os._exit(code)  # a thread may hang in a system call for ever, and would keep the process from ending
+    return int(code)

@@ -1,0 +1,139 @@
+"""``heifyd status``: what the ledger says, whether or not the daemon runs."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from heifyd.cli import config_option
+
+if TYPE_CHECKING:
+    from heifyd.ledger import FolderCounts, HoldRow
+
+
+@dataclass(frozen=True, slots=True)
+class FolderStatus:
+    """One folder's line; `configured` is False where only the ledger still knows it."""
+
+    folder: str
+    configured: bool
+    counts: "FolderCounts"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All that the command shows."""
+
+    running: bool
+    ledger: str
+    holds: "Sequence[HoldRow]"
+    folders: Sequence[FolderStatus]
+
+
+@click.command("status")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(config_path: Path, as_json: bool) -> int:
+    """Show each folder's waiting, uploading, done today and failed recordings, and what is held and why."""
+    import os
+
+    from heifyd import config
+    from heifyd.ledger import Ledger
+
+    settings = config.load(config_path, os.environ)
+    ledger = Ledger(settings.ledger, create=False)
+    try:
+        status = read(ledger, [os.fspath(folder.path) for folder in settings.folders])
+    finally:
+        ledger.close()
+    if as_json:
+        click.echo(json.dumps(as_dict(status), indent=2))
+    else:
+        _show(status)
+    return 0
+
+
+def read(ledger: Any, configured: Sequence[str]) -> Status:
+    """Gather the status out of a ledger; the day begins at local midnight."""
+    midnight = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
+    known = [*configured, *(folder for folder in ledger.folders() if folder not in configured)]
+    folders = [FolderStatus(folder, folder in configured, ledger.counts(folder, midnight)) for folder in known]
+    running = ledger.is_in_use()
+    return Status(running, str(ledger.path), ledger.holds() if running else [], folders)
+
+
+def as_dict(status: Status) -> dict[str, Any]:
+    """Turn the status into what ``--json`` prints; times are seconds since 1970, ages seconds."""
+    now = time.time()
+    return {
+        "running": status.running,
+        "ledger": status.ledger,
+        "holds": [asdict(hold) | {"scope": hold.scope or "everything"} for hold in status.holds],
+        "folders": [
+            {
+                "folder": each.folder,
+                "configured": each.configured,
+                "waiting": each.counts.waiting,
+                "uploading": each.counts.uploading,
+                "done_today": each.counts.done_since,
+                "failed": each.counts.failed,
+                "oldest_s": None
+                if each.counts.oldest_settled_at is None
+                else round(now - each.counts.oldest_settled_at, 1),
+            }
+            for each in status.folders
+        ],
+    }
+
+
+def _show(status: Status) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"heifyd is [bold green]running[/] on {escape(status.ledger)}"
+        if status.running
+        else f"heifyd is [bold red]not running[/] on {escape(status.ledger)}"
+    )
+    for hold in status.holds:
+        since = datetime.fromtimestamp(hold.since).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        console.print(
+            f"[bold red]held[/] {escape(hold.scope or 'everything')} since {since}: {escape(hold.detail)}\n"
+            f"     {escape(hold.advice)}"
+        )
+    table = Table(box=None, header_style="bold")
+    table.add_column("folder", overflow="fold")
+    for column in ("waiting", "uploading", "done today", "failed", "oldest"):
+        table.add_column(column, justify="right")
+    now = time.time()
+    for each in status.folders:
+        counts = each.counts
+        table.add_row(
+            escape(printable(each.folder)) + ("" if each.configured else " [dim](not configured)[/]"),
+            str(counts.waiting),
+            str(counts.uploading),
+            str(counts.done_since),
+            f"[red]{counts.failed}[/]" if counts.failed else "0",
+            "" if counts.oldest_settled_at is None else age(now - counts.oldest_settled_at),
+        )
+    console.print(table)
+
+
+def printable(name: str) -> str:
+    """Make a file name fit for a terminal: bytes that are not UTF-8 and control characters are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in name)
+
+
+def age(seconds: float) -> str:
+    """Write an age for reading, such as ``5 s``, ``12 min`` or ``3 d``."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
