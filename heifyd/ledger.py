@@ -94,6 +94,7 @@ _recordings = sa.Table(
 )
 _r = _recordings.c
 _active = _r.ended_at.is_(None)
+_FREE: Final = {"claimed": False, "not_before": 0.0}
 
 sa.Index("one_row_an_identity", _r.folder, _r.path, _r.size_bytes, _r.mtime_ns, unique=True)
 sa.Index("one_active_a_path", _r.folder, _r.path, unique=True, sqlite_where=_active, postgresql_where=_active)
@@ -169,6 +170,7 @@ class Ledger:
         self.path = path
         self._lock = threading.Lock()
         self._work = threading.Condition()
+        self._wakes = 0
         self._lock_fd = -1
         if not create and not path.exists():
             raise LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it")
@@ -195,7 +197,7 @@ class Ledger:
             ) from None
         self._lock_fd = fd
         with self._begin() as db:
-            db.execute(_recordings.update().where(_active, _r.claimed).values(claimed=False, not_before=0.0))
+            db.execute(_recordings.update().where(_active, _r.claimed | (_r.not_before > 0)).values(_FREE))
             db.execute(_holds.delete())
 
     def is_in_use(self) -> bool:
@@ -265,14 +267,21 @@ class Ledger:
     # The way through: workers
 
     def wake(self) -> None:
-        """Wake the workers that wait for work."""
+        """Let the workers look again: there may be something to do."""
         with self._work:
+            self._wakes += 1
             self._work.notify_all()
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until there may be new work, at most `timeout_s` seconds."""
+    @property
+    def wakes(self) -> int:
+        """How often `wake` was called: read it before looking for work, and hand it to `wait`."""
         with self._work:
-            self._work.wait(timeout_s)
+            return self._wakes
+
+    def wait(self, wakes: int, timeout_s: float) -> None:
+        """Wait until `wake` is called, or was called since `wakes` was read; at most `timeout_s` seconds."""
+        with self._work:
+            self._work.wait_for(lambda: self._wakes != wakes, timeout_s)
 
     def claim(self, folder: str, now: float, *, only_uploaded: bool = False) -> Claim | None:
         """Take on the folder's oldest recording that is due, or, while it is held, only one that needs but filing."""
@@ -352,9 +361,17 @@ class Ledger:
         )
         self.wake()
 
-    def forgive(self, folder: str | None) -> None:
-        """Forget how long recordings have been failing: a hold has begun, and what it holds is not their fault."""
-        statement = _recordings.update().where(_active, _r.failing_since.is_not(None)).values(failing_since=None)
+    def hold_began(self, folder: str | None) -> None:
+        """Forget how long recordings (of one folder, or all) have been failing: what holds them is not their fault."""
+        self._update_active(folder, _r.failing_since.is_not(None), failing_since=None)
+
+    def hold_ended(self, folder: str | None) -> None:
+        """Let recordings (of one folder, or all) be claimed at once that were put back while they were held."""
+        self._update_active(folder, _r.not_before > 0, not_before=0.0)
+        self.wake()
+
+    def _update_active(self, folder: str | None, which: sa.ColumnElement[bool], **values: Any) -> None:
+        statement = _recordings.update().where(_active, which).values(**values)
         with self._begin() as db:
             db.execute(statement if folder is None else statement.where(_r.folder == folder))
 

@@ -16,6 +16,9 @@ _SIGNATURE: Final = re.compile(
     r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId)(?:=|%3D))[^&\s\"'\\<>]+",
     re.IGNORECASE,
 )
+_WATCHDOG_STOPPING: Final = "called when the thread is inactive"
+"""What watchdog says each time one of its threads is stopped."""
+
 _HIDDEN: Final = "[hidden]"
 _LEAST_SECRET_CHARS: Final = 4
 
@@ -95,7 +98,9 @@ class _Forward(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._log.warning("library.warning", library=record.name, detail=record.getMessage())
+        detail = record.getMessage()
+        if not detail.endswith(_WATCHDOG_STOPPING):
+            self._log.warning("library.warning", library=record.name, detail=detail)
 
 
 @contextmanager

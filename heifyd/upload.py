@@ -104,12 +104,14 @@ class Uploads:
 
     def work(self) -> None:
         """Carry one recording after another until `stop`."""
+        wakes = self._ledger.wakes
         while not self._stopping.is_set():
             taken = self._take()
             if taken is None:
-                self._ledger.wait(self._patience_s())
+                self._ledger.wait(wakes, self._patience_s())
             else:
                 self._carry(*taken)
+            wakes = self._ledger.wakes
 
     def _take(self) -> tuple[Claim, bool] | None:
         """Claim the next recording, folders in turn; say whether it is the probe of a hold."""
@@ -415,6 +417,7 @@ class Uploads:
         with self._lock:
             ended = change() or ()
         for hold in ended:
+            self._ledger.hold_ended(hold.scope or None)
             lasted_s = round(time.monotonic() - hold.started_s, 1)
             self._log.info(
                 "hold.ended",
@@ -425,11 +428,10 @@ class Uploads:
             )
         if ended:
             self._show_holds()
-            self._ledger.wake()
 
     def _hold_started(self, hold: Hold) -> None:
         fault = hold.fault
-        self._ledger.forgive(hold.scope or None)
+        self._ledger.hold_began(hold.scope or None)
         self._show_holds()
         self._log.error(
             "hold.started",

@@ -12,7 +12,7 @@ import click
 from heifyd.cli import config_option
 
 if TYPE_CHECKING:
-    from heifyd.config import Config, Folder
+    from heifyd.config import Config, Folder, Rule
 
 _CAP_LEASE: Final = 28
 
@@ -41,7 +41,7 @@ def command(config_path: Path, online: bool) -> int:
 
     settings = config.load(config_path, os.environ)
     findings = [
-        Finding("ok", "configuration", f"{config_path}: {len(settings.folders)} folders, ledger {settings.ledger}")
+        Finding("ok", "configuration", f"{config_path}: {len(settings.folders)} folder(s), ledger {settings.ledger}")
     ]
     findings += _key(settings)
     for folder in settings.folders:
@@ -195,11 +195,12 @@ def _online(settings: "Config") -> Iterator[Finding]:
     about = settings.api.base_url
     heify = Heify(about, daemon.key_reader(settings, os.environ, Redactor()), connections=1)
     used: dict[str, dict[str, None]] = {"configurations": {}, "evaluators": {}, "participants": {}}
-    for folder in settings.folders:
-        for ids in (folder, *folder.rules):
-            for what, value in zip(used, (ids.configuration_id, ids.evaluator_id, ids.participant_id), strict=True):
-                if value:
-                    used[what][value] = None
+    mapped: list[Folder | Rule] = [*settings.folders]
+    mapped += [rule for folder in settings.folders for rule in folder.rules]
+    for ids in mapped:
+        for what, value in zip(used, (ids.configuration_id, ids.evaluator_id, ids.participant_id), strict=True):
+            if value:
+                used[what][value] = None
     try:
         for what, wanted in used.items():
             if not wanted and what != "configurations":

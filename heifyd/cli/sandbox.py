@@ -3,8 +3,12 @@
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from heifyd.sandbox import Edition
 
 
 @click.command("sandbox")
@@ -35,7 +39,7 @@ def command(
     participants: tuple[str, ...],
     accept_any_id: bool,
     no_rate_limit: bool,
-    edition: str,
+    edition: "Edition",
     url_lifetime: int,
     faults: tuple[str, ...],
 ) -> int:
@@ -60,7 +64,7 @@ def command(
             participants=_tags(participants),
             accept_any_id=accept_any_id,
             rate_limit=None if no_rate_limit else RateLimit(),
-            edition=edition,  # type: ignore[arg-type] (click.Choice has seen to it)
+            edition=edition,
             url_lifetime_s=url_lifetime,
             faults=faults,
         )

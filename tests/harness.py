@@ -1,0 +1,227 @@
+"""The daemon and the sandbox as processes of their own, and what tests ask of them."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from heifyd.sandbox import API_KEY, CONFIGURATION_ID, EVALUATOR_ID, PARTICIPANT_ID
+
+LIMIT_S = 60.0
+"""How long a state is waited for before the test fails."""
+
+Event = dict[str, Any]
+
+
+class Process:
+    """A `heifyd` command as a process; every line of its output is kept."""
+
+    def __init__(self, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
+        self.lines: list[str] = []
+        self.changed = threading.Condition()
+        self.over = False
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "heifyd", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})},
+        )
+        self._reader = threading.Thread(target=self._read, name="test-output")
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with self.changed:
+                self.lines.append(line)
+                self.changed.notify_all()
+        with self.changed:
+            self.over = True
+            self.changed.notify_all()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def output(self) -> str:
+        with self.changed:
+            return "".join(self.lines)
+
+    def wait_for(self, state: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
+        """Wait for a state that a line of output brings about."""
+        with self.changed:
+            self.changed.wait_for(lambda: state() or self.over, limit_s)
+            assert state(), f"{what} did not come about; the output:\n{''.join(self.lines[-60:])}"
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def end(self, number: signal.Signals = signal.SIGTERM, limit_s: float = LIMIT_S) -> int:
+        """Send a signal, wait for the end and return the exit code (negative: the signal that ended it)."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        try:
+            code = self._process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            self._reader.join()
+            raise AssertionError(f"it did not end; the output:\n{''.join(self.lines[-60:])}") from None
+        self._reader.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return code
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._reader.is_alive() and self._process.returncode is not None:
+            return
+        self.end(signal.SIGKILL)
+
+
+class DaemonProcess(Process):
+    """`heifyd run`, its log read as events."""
+
+    def __init__(self, config: Path, environ: Mapping[str, str] | None = None) -> None:
+        super().__init__("run", "--config", str(config), "--log", "json", environ=environ)
+
+    def events(self, *names: str) -> list[Event]:
+        """Return the events so far, all or those of these names."""
+        with self.changed:
+            events = [json.loads(line) for line in self.lines if line.startswith("{")]
+        return [event for event in events if not names or event["event"] in names]
+
+    def await_event(self, name: str, count: int = 1, limit_s: float = LIMIT_S, **fields: object) -> list[Event]:
+        """Wait until `count` events of that name, with those fields, have been logged, and return them."""
+
+        def found() -> list[Event]:
+            return [event for event in self.events(name) if all(event.get(key) == fields[key] for key in fields)]
+
+        self.wait_for(lambda: len(found()) >= count, f"{count} times {name} {fields or ''}", limit_s)
+        return found()
+
+    def started(self) -> Self:
+        self.await_event("daemon.started")
+        return self
+
+
+class SandboxProcess(Process):
+    """`heifyd sandbox` on a loopback port."""
+
+    def __init__(self, data: Path, *options: str, port: int = 0) -> None:
+        super().__init__("sandbox", "--port", str(port), "--data", str(data), *options)
+        self.data = data
+        self.wait_for(lambda: bool(self._address()), "the sandbox's address")
+        address = self._address()
+        assert address is not None
+        self.url = address[0]
+        self.port = int(self.url.rpartition(":")[2])
+
+    def _address(self) -> "re.Match[str] | None":
+        return re.search(r"http://\S+", "".join(self.lines))
+
+    def fail(self, spec: str) -> None:
+        httpx.post(f"{self.url}/_sandbox/faults", json={"spec": spec}).raise_for_status()
+
+    def recover(self) -> None:
+        httpx.delete(f"{self.url}/_sandbox/faults").raise_for_status()
+
+    def transcriptions(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/transcriptions").raise_for_status().json()
+        return found
+
+    def stored(self) -> list[dict[str, Any]]:
+        return [each for each in self.transcriptions() if each["stored"]]
+
+    def counters(self) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"{self.url}/_sandbox/counters").raise_for_status().json()
+        return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory with a watched folder, a key and a configuration."""
+
+    root: Path
+    config: Path
+
+    @property
+    def calls(self) -> Path:
+        return self.root / "calls"
+
+    @property
+    def done(self) -> Path:
+        return self.calls / "done"
+
+    @property
+    def failed(self) -> Path:
+        return self.calls / "failed"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.sqlite"
+
+
+def make_place(root: Path, url: str, *, settings: str = "", folder: str = "", rate_limit: str = "off") -> Place:
+    """Lay out a place; `settings` are further lines of YAML at the top level, `folder` of the one folder."""
+    (root / "calls").mkdir(parents=True, exist_ok=True)
+    key = root / "key"
+    key.touch(mode=0o600)
+    key.write_text(API_KEY, encoding="ascii")
+    config = root / "config.yaml"
+    lines = [
+        "api:",
+        f"  base_url: {url}",
+        f"  key_file: {key}",
+        f"  rate_limit: {rate_limit}",
+        f"ledger: {root}/ledger.sqlite",
+        settings,
+        "folders:",
+        f"  - path: {root}/calls",
+        f"    configuration_id: {CONFIGURATION_ID}",
+        f"    evaluator_id: {EVALUATOR_ID}",
+        f"    participant_id: {PARTICIPANT_ID}",
+        *(f"    {line}" for line in folder.splitlines()),
+    ]
+    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return Place(root, config)
+
+
+def sample(extension: str, unique: int | str = "") -> bytes:
+    """Return a recording of that format; `unique` bytes at its end tell it from others."""
+    whole = resources.files("heifyd").joinpath("samples", f"call{extension}").read_bytes()
+    return whole + str(unique).encode()
+
+
+def sha256(data: bytes | Path) -> str:
+    return hashlib.sha256(data.read_bytes() if isinstance(data, Path) else data).hexdigest()
+
+
+def files_below(directory: Path) -> dict[str, Path]:
+    """Return every file below a directory by its relative path."""
+    return {os.fspath(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def running(place: Place, environ: Mapping[str, str] | None = None) -> Iterator[DaemonProcess]:
+    """Run the daemon until it has started, for the block; it must stop with 0."""
+    with DaemonProcess(place.config, environ) as daemon:
+        yield daemon.started()
+        assert daemon.end() == 0, daemon.output
