@@ -22,27 +22,26 @@ from heifyd.watch import Observing, Plan
 
 _HOUSEKEEPING_S: Final = 3600.0
 _CUT_OFF_S: Final = 10.0
+_READY_S: Final = 10.0
 _SETTLE_S: Final = {False: 2.0, True: 30.0}
 _RESCAN_S: Final = {"events": 60.0, "poll": 10.0}
 _DAY_S: Final = 86400.0
 
 
-def plan_of(folder: Folder, settings: Config) -> Plan:
+def plan_of(folder: Folder) -> Plan:
     """Decide how a folder is watched. Raises OSError where the mounts cannot be read."""
-    return watch.plan(os.path.realpath(folder.path), folder.watch or settings.watch, mounts.own_mounts())
+    return watch.plan(os.path.realpath(folder.path), folder.watch, mounts.own_mounts())
 
 
-def settle_rule(folder: Folder, settings: Config, plan: Plan) -> Rule:
+def settle_rule(folder: Folder, plan: Plan) -> Rule:
     """Decide when a folder's files count as quiet."""
-    for seconds in (folder.settle_seconds, settings.settle_seconds, _SETTLE_S[plan.remote]):
-        if seconds is not None:
-            return Rule(seconds, least_looks=2 if plan.remote else 1, trust_age=not plan.remote)
-    raise AssertionError
+    seconds = _SETTLE_S[plan.remote] if folder.settle_seconds is None else folder.settle_seconds
+    return Rule(seconds, least_looks=2 if plan.remote else 1, trust_age=not plan.remote)
 
 
-def rescan_seconds(folder: Folder, settings: Config, plan: Plan) -> float:
+def rescan_seconds(folder: Folder, plan: Plan) -> float:
     """Decide how often a folder is scanned."""
-    return folder.rescan_seconds or settings.rescan_seconds or _RESCAN_S[plan.kind]
+    return folder.rescan_seconds or _RESCAN_S[plan.kind]
 
 
 def key_reader(settings: Config, environ: Mapping[str, str], redact: Redactor) -> Callable[[], str]:
@@ -84,9 +83,9 @@ class Daemon:
         self._intakes = [self._intake(folder) for folder in settings.folders]
 
     def _intake(self, folder: Folder) -> Intake:
-        plan = plan_of(folder, self._settings)
-        rule = settle_rule(folder, self._settings, plan)
-        rescan_s = rescan_seconds(folder, self._settings, plan)
+        plan = plan_of(folder)
+        rule = settle_rule(folder, plan)
+        rescan_s = rescan_seconds(folder, plan)
         self._log.info(
             "folder.watched",
             folder=os.fspath(folder.path),
@@ -107,14 +106,20 @@ class Daemon:
         )
 
     def start(self) -> None:
-        """Start every thread, and come back when all folders are watched."""
+        """Start every thread, and come back when all folders are watched, or hang."""
         self._observing.start()
         for number in range(self._settings.workers):
             self._spawn(f"upload-{number + 1}", self._uploads.work)
         for intake in self._intakes:
             self._spawn("intake", intake.work)
-        for intake in self._intakes:
-            intake.ready.wait()
+        until_s = time.monotonic() + _READY_S
+        for folder, intake in zip(self._settings.folders, self._intakes, strict=True):
+            if not intake.ready.wait(max(0.0, until_s - time.monotonic())):
+                self._log.error(
+                    "folder.unresponsive",
+                    folder=os.fspath(folder.path),
+                    detail="it does not answer; heifyd goes on without it until it does",
+                )
         self._log.info(
             "daemon.started",
             version=__version__,

@@ -86,6 +86,7 @@ class Intake:
             while not self._stopping.is_set():
                 self._turn()
         finally:
+            self.ready.set()
             self._end_scan()
             self._observing.unwatch(os.path.realpath(self._name))
 

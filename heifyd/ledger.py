@@ -3,6 +3,7 @@
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from heifyd.errors import HeifydError
 from heifyd.recording import Identity, Ids, Ticket
 
 SCHEMA: Final = 1
+CRASHES: Final = 3
+CRASH_WAIT_S: Final = 10.0
+"""A recording that was in work each time heifyd ended abruptly may be why: it lets others go first."""
+
 FAR_S: Final = 3600.0
 """No wait that heifyd sets is longer, so a later `not_before` comes from a clock that was moved, and is void."""
 
@@ -94,7 +99,6 @@ _recordings = sa.Table(
 )
 _r = _recordings.c
 _active = _r.ended_at.is_(None)
-_FREE: Final = {"claimed": False, "not_before": 0.0}
 
 sa.Index("one_row_an_identity", _r.folder, _r.path, _r.size_bytes, _r.mtime_ns, unique=True)
 sa.Index("one_active_a_path", _r.folder, _r.path, unique=True, sqlite_where=_active, postgresql_where=_active)
@@ -196,8 +200,12 @@ class Ledger:
                 f"{self.path}: another heifyd is using this ledger; stop it, or give this one its own `ledger:`"
             ) from None
         self._lock_fd = fd
+        now = time.time()
+        again = sa.case((_r.attempts >= CRASHES, now + CRASH_WAIT_S), else_=0.0)
         with self._begin() as db:
-            db.execute(_recordings.update().where(_active, _r.claimed | (_r.not_before > 0)).values(_FREE))
+            db.execute(_recordings.update().where(_active, _r.not_before > 0).values(not_before=0.0))
+            cut_off = _recordings.update().where(_active, _r.claimed)
+            db.execute(cut_off.values(claimed=False, attempts=_r.attempts + 1, not_before=again))
             db.execute(_holds.delete())
 
     def is_in_use(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Final
 
 _SLOWEST: Final = 1 / 16
 _RECOVERY_S: Final = 60.0
+_LONGEST_PAUSE_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -68,4 +69,4 @@ class Pace:
         """Take in that Heify answered 429."""
         if self._bucket is not None:
             with self._lock:
-                self._bucket.slow_down(self._clock(), retry_after_s or 1.0)
+                self._bucket.slow_down(self._clock(), min(retry_after_s or 1.0, _LONGEST_PAUSE_S))

@@ -85,12 +85,16 @@ class Stamp:
 
     @classmethod
     def of(cls, found: os.stat_result) -> "Stamp":
-        """Take the stamp from a stat result."""
-        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        """Take the stamp from a stat result; a time that 64 bits of nanoseconds cannot hold is taken as their last."""
+        return cls(found.st_size, _in_64_bits(found.st_mtime_ns), _in_64_bits(found.st_ctime_ns))
 
     def identity(self, folder: str, path: str) -> Identity:
         """Return the identity that the file at `path` below `folder` has while it bears this stamp."""
         return Identity(folder, path, self.size_bytes, self.mtime_ns)
+
+
+def _in_64_bits(ns: int) -> int:
+    return max(-(2**63), min(ns, 2**63 - 1))
 
 
 def extension(name: str) -> str:

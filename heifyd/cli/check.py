@@ -45,7 +45,7 @@ def command(config_path: Path, online: bool) -> int:
     ]
     findings += _key(settings)
     for folder in settings.folders:
-        findings += _folder(folder, settings)
+        findings += _folder(folder)
     findings += _inotify(settings)
     if online:
         findings += _online(settings)
@@ -74,13 +74,13 @@ def _key(settings: "Config") -> Iterator[Finding]:
         )
 
 
-def _folder(folder: "Folder", settings: "Config") -> Iterator[Finding]:
+def _folder(folder: "Folder") -> Iterator[Finding]:
     from heifyd import daemon
 
     about = os.fspath(folder.path)
-    plan = daemon.plan_of(folder, settings)
-    rule = daemon.settle_rule(folder, settings, plan)
-    scan_s = daemon.rescan_seconds(folder, settings, plan)
+    plan = daemon.plan_of(folder)
+    rule = daemon.settle_rule(folder, plan)
+    scan_s = daemon.rescan_seconds(folder, plan)
     yield Finding("ok", about, f"watched by {plan.kind} ({plan.reason}), scanned every {scan_s:g} s")
     yield from _writers(folder, rule.settle_seconds, remote=plan.remote)
     for name, target in (("done", folder.done), ("failed", folder.failed)):
@@ -148,7 +148,7 @@ def _movable(folder: "Folder", name: str, target: Path) -> Finding:
 def _inotify(settings: "Config") -> Iterator[Finding]:
     from heifyd import daemon
 
-    watched = [folder for folder in settings.folders if daemon.plan_of(folder, settings).kind == "events"]
+    watched = [folder for folder in settings.folders if daemon.plan_of(folder).kind == "events"]
     if not watched:
         return
     needed = sum(_directories(folder) for folder in watched)

@@ -1,0 +1,126 @@
+"""Whose turn it is: the next recording to carry, folders in turn, but for what is held."""
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from heifyd.faults import Fault, Owner
+from heifyd.holds import Hold, Holds
+from heifyd.ledger import Claim, HoldRow, Ledger
+from heifyd.log import Log
+
+_IDLE_S: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One recording to carry; `is_probe` where it is to find out whether a hold is over."""
+
+    claim: Claim
+    is_probe: bool
+
+    @property
+    def folder(self) -> str:
+        """The folder that the recording is in."""
+        return self.claim.identity.folder
+
+
+class Turns:
+    """Hands out recordings to the upload threads, and keeps the holds: in force, in the ledger and in the log."""
+
+    def __init__(self, folders: Iterable[str], ledger: Ledger, log: Log) -> None:
+        self._order = list(folders)
+        self._ledger = ledger
+        self._log = log
+        self._holds = Holds()
+        self._lock = threading.Lock()
+
+    def next(self) -> Turn | None:
+        """Claim the next recording, the folder after the last one's first; None where nothing is to be done now."""
+        with self._lock:
+            for at, folder in enumerate(self._order):
+                turn = self._of(folder)
+                if turn is not None:
+                    self._order = self._order[at + 1 :] + self._order[: at + 1]
+                    return turn
+        return None
+
+    def _of(self, folder: str) -> Turn | None:
+        now = time.time()
+        held = self._holds.over(folder)
+        admitted = self._holds.admits(folder, time.monotonic())
+        claim = None
+        if held and (admitted or all(hold.fault.owner is not Owner.FOLDER for hold in held)):
+            claim = self._ledger.claim(folder, now, only_uploaded=True)  # filing needs nothing of Heify
+        if claim is None and admitted:
+            claim = self._ledger.claim(folder, now)
+        if claim is None:
+            return None
+        return Turn(claim, is_probe=admitted and self._holds.admitted(folder))
+
+    def patience_s(self) -> float:
+        """Return for how many seconds there is nothing to do, unless the ledger is given something before that."""
+        with self._lock:
+            probe_s = self._holds.next_probe_s() - time.monotonic()
+        now = time.time()
+        due = self._ledger.next_due(self._order, now)
+        due_s = _IDLE_S if due is None else due - now
+        return max(0.0, min(_IDLE_S, due_s, probe_s if probe_s > 0 else _IDLE_S))
+
+    def url_given(self, turn: Turn) -> None:
+        """Take in that the API gave an upload URL."""
+        with self._lock:
+            ended = self._holds.url_given(turn.folder)
+        self._tell_of_end(ended)
+
+    def stored(self, turn: Turn) -> None:
+        """Take in that the recording is in Heify."""
+        with self._lock:
+            ended = self._holds.succeeded(turn.folder, probe=turn.is_probe)
+        self._tell_of_end(ended)
+
+    def filed(self, turn: Turn) -> None:
+        """Take in that the recording's file was moved."""
+        with self._lock:
+            ended = self._holds.filed(turn.folder)
+        self._tell_of_end(ended)
+
+    def over(self, turn: Turn) -> None:
+        """Take in that the turn is over, and says no more about what is held."""
+        with self._lock:
+            self._holds.inconclusive(turn.folder, probe=turn.is_probe)
+
+    def failed(self, turn: Turn, fault: Fault) -> float | None:
+        """Take in a failure; return how many seconds a recording that is held shall wait, None if nothing holds it.
+
+        The wait is longer than the next probe's, so that another recording probes first where there is one.
+        """
+        with self._lock:
+            started = self._holds.failed(turn.folder, fault, time.monotonic(), time.time(), probe=turn.is_probe)
+            wait_s = max((1.25 * hold.interval_s for hold in self._holds.over(turn.folder)), default=None)
+        if started is not None:
+            self._ledger.hold_began(started.scope or None)
+            self._show()
+            self._log.error("hold.started", **_about(started), detail=fault.detail, what_to_do=fault.advice)
+        return wait_s
+
+    def _tell_of_end(self, ended: Sequence[Hold]) -> None:
+        for hold in ended:
+            self._ledger.hold_ended(hold.scope or None)
+            self._log.info("hold.ended", **_about(hold), lasted_s=round(time.monotonic() - hold.started_s, 1))
+        if ended:
+            self._show()
+
+    def _show(self) -> None:
+        with self._lock:
+            holds = self._holds.all()
+        rows = [
+            HoldRow(h.scope, h.fault.owner, h.fault.reason, h.fault.detail, h.fault.advice, h.since_s) for h in holds
+        ]
+        self._ledger.show_holds(rows)
+
+
+def _about(hold: Hold) -> dict[str, str]:
+    return {"scope": hold.scope or "everything", "owner": hold.fault.owner, "reason": hold.fault.reason}
