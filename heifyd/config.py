@@ -1,29 +1,19 @@
 """The configuration: YAML into typed, frozen settings, or every error in it with its line and what to write instead."""
 
-import fnmatch
-import ipaddress
 import json
 import os
-import re
-import shlex
-import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
-from string import Formatter
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
-from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -32,6 +22,24 @@ from pydantic_core import ErrorDetails, core_schema
 
 from heifyd import config_source
 from heifyd.config_source import ConfigError, Loc, Problem, Source
+from heifyd.config_values import (
+    BASE_URL,
+    EXAMPLE_ID,
+    AbsolutePath,
+    BaseUrl,
+    DirectoryPath,
+    Extension,
+    Glob,
+    LedgerPath,
+    MarkerTemplate,
+    NameTemplate,
+    Seconds,
+    SomeSeconds,
+    TargetPath,
+    Uuid,
+    as_path,
+)
+from heifyd.globs import matches
 from heifyd.recording import CONTENT_TYPES, Ids, extension
 
 __all__ = [
@@ -46,205 +54,13 @@ __all__ = [
     "default_ledger",
     "json_schema",
     "load",
-    "read_key",
 ]
 
 SYSTEM_STATE: Final = Path("/var/lib/heifyd")
 
-Watch: TypeAlias = Literal["auto", "events", "poll"]
-
-_LONGEST_S: Final = 3650 * 86400.0
-_MOST_KEY_BYTES: Final = 4096
-_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION: Final = r"^([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([smhd])$"
-_UUID: Final = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
-_BASE_URL: Final = r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~%-]*)*$"
-_EXAMPLE_ID: Final = "a1b2c3d4-e5f6-7890-1234-567890abcdef"
 _EXAMPLE_FOLDER: Final = "/var/spool/asterisk/monitor"
 
-
-def _seconds(value: object) -> object:
-    if isinstance(value, str):
-        found = re.fullmatch(_DURATION, value)
-        if found is None:
-            raise ValueError("is not a duration; write seconds, such as 90, or text such as 90s, 25m, 12h or 3d")
-        value = float(found[1]) * _UNITS_S[found[2]]
-    if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value <= _LONGEST_S:
-        raise ValueError("is no duration to wait for; write one from 0s to 3650d")
-    return value
-
-
-def _duration_schema(**least: float) -> WithJsonSchema:
-    number = {"type": "number", "maximum": _LONGEST_S, **least}
-    return WithJsonSchema({"anyOf": [number, {"type": "string", "pattern": _DURATION}]})
-
-
-Seconds: TypeAlias = Annotated[float, BeforeValidator(_seconds), _duration_schema(minimum=0)]
-SomeSeconds: TypeAlias = Annotated[float, Field(gt=0), BeforeValidator(_seconds), _duration_schema(exclusiveMinimum=0)]
-
-
-def _uuid(value: str) -> str:
-    if re.fullmatch(_UUID, value) is None:
-        raise ValueError(f"is not a UUID; copy the id from Heify, such as {_EXAMPLE_ID}")
-    return value.lower()
-
-
-Uuid: TypeAlias = Annotated[
-    str, AfterValidator(_uuid), WithJsonSchema({"type": "string", "pattern": _UUID, "examples": [_EXAMPLE_ID]})
-]
-
-
-def _path(value: object) -> Path:
-    if not isinstance(value, str | Path):
-        raise ValueError("is not a path; put it in quotes")  # noqa: TRY004 (pydantic collects ValueError, not TypeError)
-    try:
-        return Path(value).expanduser()
-    except RuntimeError:
-        raise ValueError("begins with the home of a user who has none; write a path that begins with /") from None
-
-
-def _absolute(value: object) -> Path:
-    path = _path(value)
-    if not path.is_absolute():
-        raise ValueError("is not an absolute path; write one that begins with / or ~/")
-    return path
-
-
-def _directory(value: object) -> Path:
-    path = _absolute(value)
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError("does not exist; create the directory, or correct the path") from None
-    except OSError as bad:
-        raise ValueError(f"cannot be looked at ({bad.strerror}); let heifyd's user reach it, or correct it") from None
-    if not stat.S_ISDIR(mode):
-        raise ValueError("is not a directory; write the directory that the recorder writes to")
-    return path
-
-
-def _ledger(value: object) -> Path:
-    if isinstance(value, str) and "://" in value:
-        raise ValueError("is a database's address, and the ledger is a SQLite file; write the absolute path of a file")
-    path = _absolute(value)
-    if os.path.isdir(path):
-        raise ValueError(f"is a directory; write the path of a file, such as {path / 'ledger.sqlite'}")
-    return path
-
-
-_ABSOLUTE: Final = WithJsonSchema({"type": "string", "pattern": "^[/~]"})
-
-AbsolutePath: TypeAlias = Annotated[Path, BeforeValidator(_absolute), _ABSOLUTE]
-TargetPath: TypeAlias = Annotated[Path, WithJsonSchema({"type": "string", "minLength": 1})]
-DirectoryPath: TypeAlias = Annotated[Path, BeforeValidator(_directory), _ABSOLUTE]
-LedgerPath: TypeAlias = Annotated[Path, BeforeValidator(_ledger), _ABSOLUTE]
-
-
-def _fields(template: str, known: tuple[str, ...]) -> list[str]:
-    """Return the fields of a template; raises ValueError for anything in braces but the plain names in `known`."""
-    names = " ".join(f"{{{name}}}" for name in known)
-    try:
-        parts = list(Formatter().parse(template))
-    except ValueError:
-        raise ValueError(f"has a brace without its partner; the fields are {names}") from None
-    for _, name, spec, conversion in parts:
-        if name is not None and (name not in known or spec or conversion):
-            raise ValueError(f"has the unknown field {{{name[:32]}}}; the fields are {names}")
-    return [name for _, name, _, _ in parts if name is not None]
-
-
-def _name(value: str) -> str:
-    _fields(value, ("stem", "name", "path", "folder", "date", "time"))
-    return value
-
-
-def _marker(value: str) -> str:
-    is_one = len(_fields(value, ("name", "stem"))) == 1 and "{{" not in value and "}}" not in value
-    if not is_one or "/" in value or value == "{name}":
-        raise ValueError('is not the name of a marker; write text with one {name} or {stem}, such as "{name}.ready"')
-    return value
-
-
-NameTemplate: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_name)]
-MarkerTemplate: TypeAlias = Annotated[str, AfterValidator(_marker)]
-
-
-def _glob(value: str) -> str:
-    if value.startswith("/"):
-        raise ValueError("begins with /; patterns are relative to the folder, write one such as agents/**/*.wav")
-    if not {"", ".", ".."}.isdisjoint(value.split("/")):
-        raise ValueError("has an empty part, a . or a ..; write one such as *.wav, agents/*.wav or agents/**")
-    _compiled(value)
-    return value
-
-
-@lru_cache(maxsize=1024)
-def _compiled(pattern: str) -> tuple[Callable[[str], object] | None, ...]:
-    parts = pattern.split("/") if "/" in pattern else ["**", pattern]
-    return tuple(None if part == "**" else re.compile(fnmatch.translate(part)).match for part in parts)
-
-
-def _matches(pattern: str, relative_path: str) -> bool:
-    """Tell whether a path matches: `*` stays within a name, `**` crosses directories.
-
-    With a "/" in it, the pattern is for the whole path, as in Python 3.13's `PurePath.full_match`; without one, it is
-    for the last name, however deep, as in .gitignore.
-    """
-    wanted = _compiled(pattern)
-    names = relative_path.split("/")
-    at = part = begun_at = 0
-    crossing: int | None = None
-    while at < len(names):
-        match = wanted[part] if part < len(wanted) else None
-        if part < len(wanted) and match is None:
-            crossing, begun_at, part = part, at, part + 1
-        elif match is not None and match(names[at]):
-            at, part = at + 1, part + 1
-        elif crossing is not None:
-            begun_at += 1
-            at, part = begun_at, crossing + 1
-        else:
-            return False
-    return all(match is None for match in wanted[part:])
-
-
-Glob: TypeAlias = Annotated[str, AfterValidator(_glob)]
-
-
-def _extension(value: str) -> str:
-    found = f".{value.lower().removeprefix('.')}"
-    if found not in CONTENT_TYPES:
-        raise ValueError(f"is no format that Heify takes; the formats are {' '.join(CONTENT_TYPES)}")
-    return found
-
-
-_ANY_CASE: Final = "|".join(re.sub("[a-z]", lambda c: f"[{c[0]}{c[0].upper()}]", name[1:]) for name in CONTENT_TYPES)
-
-Extension: TypeAlias = Annotated[
-    str,
-    AfterValidator(_extension),
-    WithJsonSchema({"anyOf": [{"enum": [*CONTENT_TYPES]}, {"type": "string", "pattern": rf"^\.?({_ANY_CASE})$"}]}),
-]
-
-
-def _base_url(value: str) -> str:
-    try:
-        parts = urlsplit(value if re.fullmatch(_BASE_URL, value) else "")
-        is_address = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_address = False
-    if not is_address:
-        raise ValueError("is not an API's address; write https://HOST, without user, password, query or fragment")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
-        raise ValueError("would send the API key unencrypted; write https:// (http:// is for this machine alone)")
-    return value.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+Watch: TypeAlias = Literal["auto", "events", "poll"]
 
 
 class _Model(BaseModel):
@@ -274,9 +90,7 @@ def _rate_limit(value: object) -> object:
 class Api(_Model):
     """Where Heify is, and the key to it."""
 
-    base_url: Annotated[str, AfterValidator(_base_url)] = Field(
-        default="https://api.heify.com", json_schema_extra={"pattern": _BASE_URL}
-    )
+    base_url: BaseUrl = Field(default="https://api.heify.com", json_schema_extra={"pattern": BASE_URL})
     """Heify's address. https, except on this machine itself (for the sandbox)."""
 
     key_file: AbsolutePath | None = Field(default=None, examples=["/etc/heifyd/api-key"])
@@ -302,13 +116,13 @@ class Rule(_Model):
     """For which recordings: a pattern for the path below the folder. * stays within a name, ** crosses directories; \
 without a / it is for the file's name, however deep."""
 
-    configuration_id: Uuid | None = Field(default=None, examples=[_EXAMPLE_ID])
+    configuration_id: Uuid | None = Field(default=None, examples=[EXAMPLE_ID])
     """The Heify configuration (processing template) for them."""
 
-    evaluator_id: Uuid | None = Field(default=None, examples=[_EXAMPLE_ID])
+    evaluator_id: Uuid | None = Field(default=None, examples=[EXAMPLE_ID])
     """The Heify evaluator for them."""
 
-    participant_id: Uuid | None = Field(default=None, examples=[_EXAMPLE_ID])
+    participant_id: Uuid | None = Field(default=None, examples=[EXAMPLE_ID])
     """The Heify participant for them."""
 
     @model_validator(mode="after")
@@ -337,7 +151,7 @@ class _Place(_Model):
     @classmethod
     def _below_the_folder(cls, value: object, info: ValidationInfo) -> Path:
         folder: Path = info.data.get("path", Path())
-        path = folder / _path(value)
+        path = folder / as_path(value)
         if os.path.exists(path) and not os.path.isdir(path):
             raise ValueError("is there and is not a directory; write the path of a directory, which may be new")
         return path
@@ -349,13 +163,13 @@ _AS_LIST: Final[dict[str, Any]] = {"default": [*CONTENT_TYPES], "uniqueItems": F
 class Folder(_Place):
     """A watched folder and what its recordings are sent as."""
 
-    configuration_id: Annotated[Uuid, Field(examples=[_EXAMPLE_ID])]
+    configuration_id: Annotated[Uuid, Field(examples=[EXAMPLE_ID])]
     """The Heify configuration (processing template) for its recordings."""
 
-    evaluator_id: Uuid | None = Field(default=None, examples=[_EXAMPLE_ID])
+    evaluator_id: Uuid | None = Field(default=None, examples=[EXAMPLE_ID])
     """The Heify evaluator for its recordings."""
 
-    participant_id: Uuid | None = Field(default=None, examples=[_EXAMPLE_ID])
+    participant_id: Uuid | None = Field(default=None, examples=[EXAMPLE_ID])
     """The Heify participant for its recordings."""
 
     extensions: frozenset[Extension] = Field(
@@ -388,7 +202,7 @@ last changed."""
 
     def ids_for(self, relative_path: str) -> Ids:
         """Return what the recording at a path below the folder is sent under."""
-        rule = next((rule for rule in self.rules if _matches(rule.match, relative_path)), None)
+        rule = next((rule for rule in self.rules if matches(rule.match, relative_path)), None)
         if rule is None:
             return Ids(self.configuration_id, self.evaluator_id, self.participant_id)
         return Ids(
@@ -411,7 +225,7 @@ last changed."""
 
     def excludes(self, relative_path: str) -> bool:
         """Tell whether a file or sub-folder below the folder is to be left alone."""
-        return any(_matches(pattern, relative_path) for pattern in self.exclude)
+        return any(matches(pattern, relative_path) for pattern in self.exclude)
 
 
 class Config(_Model):
@@ -446,7 +260,7 @@ class Config(_Model):
 
     folders: Annotated[
         tuple[Folder, ...],
-        Field(min_length=1, examples=[[{"path": _EXAMPLE_FOLDER, "configuration_id": _EXAMPLE_ID}]]),
+        Field(min_length=1, examples=[[{"path": _EXAMPLE_FOLDER, "configuration_id": EXAMPLE_ID}]]),
     ]
     """The watched folders."""
 
@@ -562,49 +376,6 @@ def default_ledger(environ: Mapping[str, str]) -> Path:
         if state.is_absolute():
             return state / "heifyd" / "ledger.sqlite"
     return SYSTEM_STATE / "ledger.sqlite"
-
-
-def read_key(api: Api, environ: Mapping[str, str]) -> str:
-    """Return the API key, from `api.key_file` or else HEIFY_API_KEY. Raises ConfigError, without the key in it."""
-    if api.key_file is None:
-        source, key = "environment", "HEIFY_API_KEY"
-        found = environ.get(key, "")
-        absent = "is not set or empty; set it to the API key, or name a file that holds the key with api.key_file"
-    else:
-        source, key = str(api.key_file), "api.key_file"
-        found = _key_of(api.key_file, is_readable_allowed=api.allow_readable_key)
-        absent = "is empty; write the API key into the file"
-    found = found.strip()
-    if not found:
-        raise ConfigError([Problem(source, None, key, absent)])
-    if not (found.isascii() and found.isprintable()):
-        message = "is not one line of printable ASCII; put the API key there alone, without a byte order mark"
-        raise ConfigError([Problem(source, None, key, message)])
-    return found
-
-
-def _key_of(path: Path, *, is_readable_allowed: bool) -> str:
-    """Return the text of a key file, its bytes as characters of the same numbers. Raises ConfigError."""
-    chmod = f"chmod o-r {shlex.quote(str(path))}"
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
-            mode = os.fstat(fd).st_mode
-            raw = os.read(fd, _MOST_KEY_BYTES + 1) if stat.S_ISREG(mode) else b""
-        finally:
-            os.close(fd)
-    except OSError as bad:
-        wrong = f"cannot be read ({bad.strerror}); let heifyd's user read it, or correct the path"
-    else:
-        if not stat.S_ISREG(mode):
-            wrong = "is not a regular file; write the path of a file that holds the API key"
-        elif mode & stat.S_IROTH and not is_readable_allowed:
-            wrong = f"can be read by every user; run `{chmod}`, or set api.allow_readable_key: true"
-        elif len(raw) > _MOST_KEY_BYTES:
-            wrong = "is too long for an API key; write the path of a file that holds the key and nothing else"
-        else:
-            return raw.strip().decode("latin-1")
-    raise ConfigError([Problem(str(path), None, "api.key_file", wrong)])
 
 
 class _AsWritten(GenerateJsonSchema):

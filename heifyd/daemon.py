@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from heifyd import __version__, config, faults, mounts, watch
+from heifyd.api_key import read_key
 from heifyd.config import Config, ConfigError, Folder
 from heifyd.faults import FaultError
 from heifyd.heify import Heify
@@ -49,7 +50,7 @@ def key_reader(settings: Config, environ: Mapping[str, str], redact: Redactor) -
 
     def read() -> str:
         try:
-            key = config.read_key(settings.api, environ)
+            key = read_key(settings.api, environ)
         except ConfigError as error:
             raise FaultError(faults.of_key(str(error))) from None
         redact.hide(key)
@@ -197,7 +198,7 @@ def run(path: Path, environ: Mapping[str, str], log: Log, redact: Redactor) -> E
 def _run(path: Path, environ: Mapping[str, str], log: Log, redact: Redactor, calls: Calls) -> Exit:
     def started() -> Daemon:
         settings = config.load(path, environ)
-        redact.hide(config.read_key(settings.api, environ))
+        redact.hide(read_key(settings.api, environ))
         daemon = Daemon(settings, key_reader(settings, environ, redact), log, calls)
         daemon.start()
         daemon.housekeeping()
@@ -230,7 +231,7 @@ def _run(path: Path, environ: Mapping[str, str], log: Log, redact: Redactor, cal
 def _is_valid(path: Path, environ: Mapping[str, str], log: Log) -> bool:
     """Tell whether the configuration could be used; where it could not, the log says why and nothing changes."""
     try:
-        config.read_key(config.load(path, environ).api, environ)
+        read_key(config.load(path, environ).api, environ)
     except ConfigError as error:
         _log_problems(log, "config.rejected", error)
         return False

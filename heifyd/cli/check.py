@@ -62,11 +62,12 @@ def command(config_path: Path, online: bool) -> int:
 
 
 def _key(settings: "Config") -> Iterator[Finding]:
-    from heifyd import config
+    from heifyd.api_key import read_key
+    from heifyd.config import ConfigError
 
     try:
-        config.read_key(settings.api, os.environ)
-    except config.ConfigError as error:
+        read_key(settings.api, os.environ)
+    except ConfigError as error:
         yield Finding("error", "API key", str(error))
     else:
         yield Finding(

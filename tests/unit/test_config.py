@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from heifyd import config
-from heifyd.config import Api, Config, ConfigError, Folder, Problem, RateLimit, Rule, load, read_key
+from heifyd.api_key import read_key
+from heifyd.config import Api, Config, ConfigError, Folder, Problem, RateLimit, Rule, load
 from heifyd.errors import HeifydError
 from heifyd.recording import CONTENT_TYPES, Ids
 
