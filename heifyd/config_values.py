@@ -1,6 +1,5 @@
 """The kinds of text in a configuration (durations, ids, paths, templates, patterns, addresses), and their errors."""
 
-import ipaddress
 import os
 import re
 import stat
@@ -12,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from heifyd.globs import compiled
-from heifyd.recording import CONTENT_TYPES
+from heifyd.recording import CONTENT_TYPES, is_loopback
 
 _LONGEST_S: Final = 3650 * 86400.0
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -165,16 +164,9 @@ def _base_url(value: str) -> str:
         is_address = False
     if not is_address:
         raise ValueError("is not an API's address; write https://HOST, without user, password, query or fragment")
-    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ValueError("would send the API key unencrypted; write https:// (http:// is for this machine alone)")
     return value.rstrip("/")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 BaseUrl: TypeAlias = Annotated[str, AfterValidator(_base_url)]

@@ -83,7 +83,8 @@ def of_api(status: int, message: str, retry_after_s: float | None = None) -> Fau
     if status == 429:
         return Fault(Owner.SERVICE, "rate_limited", detail, _WAIT, retry_after_s)
     if status in (400, 404, 422):
-        if any(word in said for word in ("audio", "format", "file too", "file size", "duration")):
+        about_ids = any(word in said for word in ("configuration", "evaluator", "participant"))
+        if not about_ids and any(word in said for word in ("audio", "format", "file too", "file size", "duration")):
             return Fault(Owner.FILE, "refused_by_heify", detail, _RETRY)
         if any(word in said for word in ("limit", "quota", "maximum")):
             return Fault(

@@ -5,10 +5,11 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from heifyd import tree
 from heifyd.errors import HeifydError
@@ -115,22 +116,23 @@ def _free_names(name: str) -> Iterator[str]:
 
 
 def _move_into(source: int, name: str, directory: int, wanted: str | None = None) -> str:
-    """Rename `name` from one directory into another under a name that is free, and return that name."""
-    for free in _free_names(wanted or name):
+    """Move `name` from one directory into another under a name that is free, and return that name."""
+    try:
+        return _rename_to_free(source, name, directory, wanted or name)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    return _copy_into(source, name, directory, wanted or name)
+
+
+def _rename_to_free(source: int, name: str, directory: int, wanted: str) -> str:
+    for free in _free_names(wanted):
         try:
             _rename_no_replace(source, name, directory, free)
         except FileExistsError:
-            if _is_earlier_copy(source, name, directory, free):
-                os.unlink(name, dir_fd=source)
-                return free
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            if _copy_no_replace(source, name, directory, free):
-                return free
-        else:
-            return free
-    raise FileExistsError(errno.EEXIST, "no free name is left", name)
+            continue
+        return free
+    raise FileExistsError(errno.EEXIST, "no free name is left", wanted)
 
 
 def _rename_no_replace(source: int, name: str, directory: int, new: str) -> None:
@@ -148,32 +150,35 @@ def _rename_no_replace(source: int, name: str, directory: int, new: str) -> None
         raise
 
 
-def _copy_no_replace(source: int, name: str, directory: int, new: str) -> bool:
-    """Copy to another file system, sync, give it its name, and only then unlink; False where the name is taken."""
-    part = _shortened(f".{new}", _PART_SUFFIX)
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+def _copy_into(source: int, name: str, directory: int, wanted: str) -> str:
+    """Copy to another file system, sync, give the copy a free name, and only then unlink the original."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with os.fdopen(os.open(name, flags, dir_fd=source), "rb") as original:
         before = os.fstat(original.fileno())
-        made = os.open(
-            part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
-        )
-        try:
-            with os.fdopen(made, "wb") as copy:
-                shutil.copyfileobj(original, copy, 1024 * 1024)
-                copy.flush()
-                _take_over(copy.fileno(), before)
-                os.fsync(copy.fileno())
-            if Stamp.of(os.fstat(original.fileno())) != Stamp.of(before):
-                raise ChangedError(f"{name} was written to while it was copied")
-            _rename_no_replace(directory, part, directory, new)
-        except BaseException as error:
-            os.unlink(part, dir_fd=directory)
-            if isinstance(error, FileExistsError):
-                return False
-            raise
-    os.fsync(directory)
+        new = _earlier_copy(original, before, directory, wanted)
+        if new is None:
+            part = f".{before.st_dev:x}-{before.st_ino:x}{_PART_SUFFIX}"  # one a file: a copy cut off is begun anew
+            try:
+                _copy(original, before, part, directory)
+                new = _rename_to_free(directory, part, directory, wanted)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(part, dir_fd=directory)
+                raise
+            os.fsync(directory)
     os.unlink(name, dir_fd=source)
-    return True
+    return new
+
+
+def _copy(original: BinaryIO, before: os.stat_result, part: str, directory: int) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(part, flags, 0o600, dir_fd=directory), "wb") as copy:
+        shutil.copyfileobj(original, copy, 1024 * 1024)
+        copy.flush()
+        _take_over(copy.fileno(), before)
+        os.fsync(copy.fileno())
+    if Stamp.of(os.fstat(original.fileno())) != Stamp.of(before):
+        raise ChangedError("it was written to while it was copied")
 
 
 def _take_over(copy: int, original: os.stat_result) -> None:
@@ -185,21 +190,26 @@ def _take_over(copy: int, original: os.stat_result) -> None:
     os.utime(copy, ns=(original.st_atime_ns, original.st_mtime_ns))
 
 
-def _is_earlier_copy(source: int, name: str, directory: int, taken: str) -> bool:
-    """Tell whether the file that has the name is this one, copied whole by a move that was cut off before its end."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+def _earlier_copy(original: BinaryIO, before: os.stat_result, directory: int, wanted: str) -> str | None:
+    """Return the name under which a move that was cut off before its end has left a whole copy already, if it has."""
+    for name in _free_names(wanted):
+        try:
+            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        alike = (found.st_size, found.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        if alike and stat.S_ISREG(found.st_mode) and _has_same_content(original, name, directory):
+            return name
+    return None
+
+
+def _has_same_content(original: BinaryIO, name: str, directory: int) -> bool:
+    original.seek(0)
     try:
-        ours = os.stat(name, dir_fd=source, follow_symlinks=False)
-        theirs = os.stat(taken, dir_fd=directory, follow_symlinks=False)
-        if ours.st_dev == theirs.st_dev or (ours.st_size, ours.st_mtime_ns) != (theirs.st_size, theirs.st_mtime_ns):
-            return False
-        with (
-            os.fdopen(os.open(name, flags, dir_fd=source), "rb") as a,
-            os.fdopen(os.open(taken, flags, dir_fd=directory), "rb") as b,
-        ):
-            while piece := a.read(1024 * 1024):
-                if piece != b.read(len(piece)):
+        with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb") as other:
+            while piece := original.read(1024 * 1024):
+                if piece != other.read(len(piece)):
                     return False
-    except OSError:
-        return False
-    return True
+            return True
+    finally:
+        original.seek(0)

@@ -7,21 +7,21 @@ import ssl
 import threading
 import time
 import weakref
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
 from heifyd import faults
+from heifyd.answers import Arrival, api_message, arrival, retry_after_s, storage_error
 from heifyd.errors import HeifydError
 from heifyd.faults import FaultError
 from heifyd.recording import Ids, Ticket
+from heifyd.urls import must_be_safe, signed_headers, url_lifetime_s
 
 PIECE_BYTES: Final = 1024 * 1024
 """One piece of a PUT's body; httpx's own 64 KiB cost several times the CPU a byte."""
@@ -32,8 +32,6 @@ MOST_ANSWER_S: Final = 60.0
 TIMEOUT: Final = httpx.Timeout(None, connect=10.0, write=60.0, read=60.0)
 """Seconds. `write` is for one send in which not a byte moves: a slow link never meets it, a dead one always."""
 
-_META: Final = "x-amz-meta-"
-
 
 class TruncatedError(HeifydError):
     """The file became shorter while it was sent; the storage got no complete body and keeps nothing."""
@@ -41,14 +39,6 @@ class TruncatedError(HeifydError):
 
 class UrlExpiredError(FaultError):
     """The upload URL is no longer good; ask for another."""
-
-
-class Arrival(Enum):
-    """What /get-transcription says about whether a recording has reached Heify."""
-
-    ARRIVED = "arrived"
-    NOT_ARRIVED = "not_arrived"
-    UNCLEAR = "unclear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +98,7 @@ class Heify:
             name = _text_or_none(data, "name") or name
         except (KeyError, TypeError) as error:
             raise _unintelligible("/request-upload-url", f"there is no usable {error.args[0]} in its answer") from None
-        _must_be_safe(url, self._base_url)
+        must_be_safe(url, self._base_url)
         return Ticket(transcription_id, url, given, name, arrived_s + url_lifetime_s(url), boot_id())
 
     def put(
@@ -161,7 +151,9 @@ class Heify:
             "POST", self._base_url + path, headers, json.dumps(body).encode(), "Heify"
         )
         if status != httpx.codes.OK:
-            raise FaultError(faults.of_api(status, api_message(answer), _retry_after_s(answer_headers)))
+            raise FaultError(
+                faults.of_api(status, api_message(answer), retry_after_s(answer_headers.get("Retry-After", "")))
+            )
         try:
             data = json.loads(answer)["data"]
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -209,36 +201,6 @@ class Heify:
                 self._sockets.add(opened)
 
 
-def signed_headers(ticket: Ticket) -> dict[str, str]:
-    """Return the headers that a ticket's pre-signed URL wants, with the values of step 1's answer.
-
-    They are those that X-Amz-SignedHeaders names (Amazon S3 API reference, "Authenticating requests: query
-    parameters"), but for `host` and the two that every PUT has. A signature-version-2 URL has no such list and gets the
-    metadata. Raises FaultError naming a header that has no value.
-    """
-    values = {
-        f"{_META}configuration_id": ticket.ids.configuration_id,
-        f"{_META}evaluator_id": ticket.ids.evaluator_id,
-        f"{_META}participant_id": ticket.ids.participant_id,
-        f"{_META}name": ticket.name,
-    }
-    listed = dict(parse_qsl(urlsplit(ticket.url).query)).get("X-Amz-SignedHeaders")
-    if listed is None:
-        return {header: value for header, value in values.items() if value is not None and header != f"{_META}name"}
-    headers = {}
-    for header in listed.lower().split(";"):
-        if header in ("host", "content-type", "content-length"):
-            continue
-        value = values.get(header)
-        if value is None:
-            detail = (
-                f"the upload URL is signed with the header {header[:100]!r}, for which Heify's answer gives no value"
-            )
-            raise FaultError(faults.of_network("unknown_signed_header", detail))
-        headers[header] = value
-    return headers
-
-
 def boot_clock_s() -> float:
     """Return the seconds since this machine's boot, which no change of the date moves (clock_gettime(2))."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -248,66 +210,6 @@ def boot_clock_s() -> float:
 def boot_id() -> str:
     """Return the name of this machine's present boot (random(4)). Raises OSError."""
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-
-
-def url_lifetime_s(url: str) -> float:
-    """Return for how many seconds an upload URL is good: its X-Amz-Expires, else Heify's documented five minutes."""
-    given = dict(parse_qsl(urlsplit(url).query)).get("X-Amz-Expires", "")
-    return float(given) if given.isascii() and given.isdigit() else 300.0
-
-
-def api_message(answer: bytes) -> str:
-    """Take Heify's message out of an error body, in either of its two shapes, or "" where there is none."""
-    try:
-        body = json.loads(answer)
-    except (ValueError, RecursionError):
-        return ""
-    if not isinstance(body, dict):
-        return ""
-    inner = body.get("error")
-    message = inner.get("message") if isinstance(inner, dict) else body.get("message")
-    return message[:500] if isinstance(message, str) else ""
-
-
-def storage_error(answer: bytes) -> tuple[str, str]:
-    """Take code and message out of S3's XML error body, "" where there is none."""
-    if b"<!" in answer:  # S3 sends no document type; the parser need not meet one with entities in it
-        return "", ""
-    try:
-        root = ET.fromstring(answer)  # noqa: S314 (no document type gets here, the body is bounded)
-    except (ET.ParseError, ValueError, LookupError):
-        return "", ""
-    return (root.findtext("Code") or "")[:100], (root.findtext("Message") or "")[:500]
-
-
-def arrival(status: str, duration: object) -> Arrival:
-    """Judge from a transcription's status, and its duration, whether its recording has arrived.
-
-    Only COMPLETED is documented. A word of work in progress, or a duration, which only the audio can have given, says
-    that it arrived; a word of waiting for the upload that it did not; any other leaves it open.
-    """
-    word = status.upper()
-    if any(waiting in word for waiting in ("UPLOAD", "CREATED", "DRAFT", "INITIATED", "NEW")):
-        return Arrival.NOT_ARRIVED
-    if isinstance(duration, int | float) and duration > 0:
-        return Arrival.ARRIVED
-    if any(
-        work in word
-        for work in (
-            "COMPLETE",
-            "DONE",
-            "SUCCE",
-            "PROCESS",
-            "PROGRESS",
-            "QUEUE",
-            "RUNNING",
-            "TRANSCRIB",
-            "EVALUAT",
-            "ANALY",
-        )
-    ):
-        return Arrival.ARRIVED
-    return Arrival.UNCLEAR
 
 
 def _pieces(fd: int, size_bytes: int, sent: Callable[[int], None]) -> Iterator[bytes]:
@@ -336,31 +238,6 @@ def _limited(response: httpx.Response) -> bytes:
     return bytes(body)
 
 
-def _must_be_safe(url: str, base_url: str) -> None:
-    """Refuse an upload URL that would carry a recording in the clear; plain http is for loopback alone."""
-    try:
-        parts = urlsplit(url)
-        plain_allowed = urlsplit(base_url).scheme == "http" and is_loopback(parts.hostname or "")
-        acceptable = (
-            bool(parts.hostname)
-            and not parts.username
-            and (parts.scheme == "https" or (parts.scheme == "http" and plain_allowed))
-        )
-    except ValueError:
-        acceptable = False
-    if not acceptable:
-        raise FaultError(
-            faults.of_network(
-                "unsafe_upload_url", "Heify's answer holds an upload URL that is not https; nothing was sent to it"
-            )
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a URL's host is this machine."""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
 def _host(url: str) -> str:
     return urlsplit(url).hostname or "?"
 
@@ -374,12 +251,6 @@ def _connect_reason(error: httpx.ConnectError) -> str:
             return "dns"
         seen = seen.__cause__ or seen.__context__
     return "connect"
-
-
-def _retry_after_s(headers: httpx.Headers) -> float | None:
-    """Read Retry-After where it is a number of seconds (RFC 9110, 10.2.3), an hour at most; a date is passed over."""
-    value = headers.get("Retry-After", "")
-    return min(float(value), 3600.0) if value.isascii() and value.isdigit() else None
 
 
 def _unintelligible(path: str, why: str) -> FaultError:

@@ -89,7 +89,7 @@ class Holds:
     def succeeded(self, folder: str, *, probe: bool) -> list[Hold]:
         """Take in that a recording of `folder` is stored; return the holds that ends."""
         if not probe:
-            if not self._holds:
+            if (EVERYTHING, Owner.SERVICE) not in self._holds:
                 self._service_faults = 0
             return []
         self._service_faults = 0

@@ -333,7 +333,7 @@ def marker_of(path: str, template: str | None) -> str | None:
         return None
     directory, slash, name = path.rpartition("/")
     stem = name[: len(name) - len(extension(name))]
-    return directory + slash + template.replace("{name}", name).replace("{stem}", stem)
+    return directory + slash + template.format(name=name, stem=stem)
 
 
 def _below(folder: str, target: str) -> str | None:

@@ -52,7 +52,7 @@ def make(redact: Redactor, out: TextIO | None = None, *, for_reading: bool | Non
     """
     out = out or sys.stdout
     readable = out.isatty() if for_reading is None else for_reading
-    render: Any = _for_reading() if readable else structlog.processors.JSONRenderer(ensure_ascii=False)
+    render: Any = _for_reading(redact) if readable else structlog.processors.JSONRenderer(ensure_ascii=False)
 
     def to_line(logger: WrappedLogger, method: str, event: EventDict) -> bytes:
         return redact(render(logger, method, event)).encode("utf-8", "backslashreplace")
@@ -78,13 +78,14 @@ def _in_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
     return {**head, **event}
 
 
-def _for_reading() -> Any:
+def _for_reading(redact: Redactor) -> Any:
     console = structlog.dev.ConsoleRenderer(
         colors=True, pad_event_to=20, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
     )
 
     def render(logger: WrappedLogger, method: str, event: EventDict) -> str:
-        present = {key: value for key, value in event.items() if value is not None}
+        # Rendered for reading, a value may be quoted, so what is secret in it must go before.
+        present = {k: redact(v) if isinstance(v, str) else v for k, v in event.items() if v is not None}
         return str(console(logger, method, present))
 
     return render

@@ -12,7 +12,8 @@ _REMOTE: Final = frozenset(
         *("ocfs2", "prl_fs", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs"),
     )
 )
-_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+_OCTAL: Final = re.compile(rb"\\([0-3][0-7]{2})")
+_LEAST_COLUMNS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,13 @@ class Mount:
 def parse(mountinfo: bytes) -> list[Mount]:
     """Read the lines of a mountinfo file (proc_pid_mountinfo(5)); later ones cover earlier ones at the same point."""
     mounts = []
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split(b"\n"):
         fields, _, rest = line.partition(b" - ")
-        point = _OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), fields.split()[4])
-        mounts.append(Mount(os.fsdecode(point), rest.split()[0].decode("ascii", "backslashreplace")))
+        columns, fs_type = fields.split(b" "), rest.split(b" ")[0]
+        if len(columns) < _LEAST_COLUMNS:
+            continue
+        point = _OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), columns[4])
+        mounts.append(Mount(os.fsdecode(point), fs_type.decode("ascii", "backslashreplace")))
     return mounts
 
 

@@ -39,14 +39,15 @@ class TokenBucket:
         self.tokens = min(self.burst, self.tokens + max(0.0, now_s - self.at_s) * rate)
         self.at_s = max(self.at_s, now_s)
         self.tokens -= 1.0
-        return max(0.0, -self.tokens / rate)
+        return max(0.0, self.at_s - now_s) + max(0.0, -self.tokens / rate)
 
     def slow_down(self, now_s: float, wait_s: float) -> None:
         """Take in a 429: nothing for `wait_s` seconds, then half the rate, which doubles again minute by minute."""
         if now_s - self.slowed_at_s >= 1.0 or self.factor == 1.0:
             self.factor = max(_SLOWEST, self.factor / 2)
         self.slowed_at_s = now_s
-        self.tokens = min(self.tokens, -wait_s * self.per_s * self.factor)
+        self.tokens = min(self.tokens, 0.0)
+        self.at_s = max(self.at_s, now_s + wait_s)  # what time brings in counts from then on
 
 
 class Pace:

@@ -1,5 +1,7 @@
 """What a recording is: its identity, the ids it is sent under, its format and limits. Pure values."""
 
+import ipaddress
+import math
 import os
 from dataclasses import dataclass
 from typing import Final
@@ -164,6 +166,16 @@ def plausible_duration_s(claimed_s: float | None, size_bytes: int) -> float | No
     A recorder that writes a WAV's header before it knows the length leaves a size of 4 GiB there; such a claim
     must fail no recording.
     """
-    if claimed_s is None or claimed_s < 0 or claimed_s * _MIN_BYTES_PER_S > max(size_bytes, _MIN_BYTES_PER_S):
+    if claimed_s is None or not math.isfinite(claimed_s) or claimed_s < 0:
+        return None
+    if claimed_s * _MIN_BYTES_PER_S > max(size_bytes, _MIN_BYTES_PER_S):
         return None
     return claimed_s
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a URL's host is this machine; a name that only looks like its address is not."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -14,8 +14,9 @@ from typing import Final, Protocol
 from anyascii import anyascii
 
 from heifyd import faults, filing, preflight, probe, tree
+from heifyd.answers import Arrival
 from heifyd.faults import Fault, FaultError, Owner
-from heifyd.heify import Arrival, Heify, TruncatedError, UrlExpiredError, boot_clock_s, boot_id
+from heifyd.heify import Heify, TruncatedError, UrlExpiredError, boot_clock_s, boot_id
 from heifyd.ledger import Ledger, State
 from heifyd.log import Log
 from heifyd.pace import Pace

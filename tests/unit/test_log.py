@@ -1,0 +1,235 @@
+"""The log: one JSON object a line, and nothing secret in it."""
+
+import io
+import json
+import logging
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from heifyd import log
+from heifyd.log import Log, Redactor
+
+KEY = "ak_live_0123456789abcdef"
+URL = (
+    "https://storage.heify.com/upload/c/t-1?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA1234%2F20260701"
+    "&X-Amz-Expires=300&X-Amz-SignedHeaders=host&X-Amz-Security-Token=IQoJb3JpZ2lu&X-Amz-Signature=deadbeef0123"
+)
+OLD_URL = (
+    "https://heify.s3.amazonaws.com/upload/t-1?AWSAccessKeyId=AKIA1234&Signature=dead%2Bbeef%3D&Expires=1800000000"
+)
+PARTS = ("AKIA1234", "IQoJb3JpZ2lu", "deadbeef0123", "dead%2Bbeef", "beef%3D")
+
+
+class Page:
+    """A log, and what was written to it."""
+
+    def __init__(self, *, for_reading: bool) -> None:
+        self._raw = io.BytesIO()
+        self._out = io.TextIOWrapper(self._raw, encoding="utf-8")
+        self.redact = Redactor()
+        self.log: Log = log.make(self.redact, self._out, for_reading=for_reading)
+
+    @property
+    def raw(self) -> bytes:
+        return self._raw.getvalue()
+
+    @property
+    def lines(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.raw.splitlines()]
+
+
+@pytest.fixture
+def page() -> Page:
+    return Page(for_reading=False)
+
+
+@pytest.fixture(params=[False, True], ids=["json", "for reading"])
+def either(request: pytest.FixtureRequest) -> Page:
+    return Page(for_reading=request.param)
+
+
+def test_a_line_is_a_json_object_that_begins_with_time_level_and_event(page: Page) -> None:
+    page.log.bind(folder="/calls").warning("recording.changed", file="call.wav", attempts=2, duration_s=None)
+
+    [line] = page.lines
+    assert list(line) == ["timestamp", "level", "event", "folder", "file", "attempts", "duration_s"]
+    assert (line["level"], line["event"], line["attempts"], line["duration_s"]) == (
+        "warning",
+        "recording.changed",
+        2,
+        None,
+    )
+    at = datetime.fromisoformat(str(line["timestamp"]))
+    assert abs((datetime.now(UTC) - at).total_seconds()) < 60
+
+
+def test_any_file_name_makes_one_line_from_which_it_can_be_had_again(page: Page, odd_name: str) -> None:
+    page.log.info("recording.settled", file=odd_name)
+
+    assert page.raw.count(b"\n") == 1
+    page.raw.decode("utf-8")
+    [line] = page.lines
+    assert os.fsencode(str(line["file"])) == os.fsencode(odd_name)
+
+
+def test_a_traceback_is_part_of_its_line(page: Page) -> None:
+    try:
+        raise RuntimeError("broken\nin two")
+    except RuntimeError:
+        page.log.critical("thread.died", thread="upload-1", exc_info=True)
+
+    [line] = page.lines
+    assert "RuntimeError: broken\nin two" in str(line["exception"])
+
+
+def test_what_is_only_of_use_while_developing_is_not_logged(page: Page) -> None:
+    page.log.debug("noise")
+
+    assert page.raw == b""
+
+
+Write = Callable[[Page], None]
+
+
+def in_an_exception(text: str) -> Write:
+    def write(page: Page) -> None:
+        try:
+            raise ValueError(text)
+        except ValueError as error:
+            page.log.critical("thread.died", exc_info=error)
+
+    return write
+
+
+def everywhere(text: str) -> list[Write]:
+    """Return every way in which a text can get into the log."""
+    return [
+        lambda page: page.log.info("x", detail=f"before {text} after"),
+        lambda page: page.log.info("x", detail=[{"nested": text}]),
+        lambda page: page.log.info("x", **{text: 1}),
+        lambda page: page.log.info(text),
+        lambda page: page.log.bind(bound=text).info("x"),
+        lambda page: page.log.info("x", detail=text.encode()),
+        in_an_exception(text),
+    ]
+
+
+@pytest.mark.parametrize("way", range(len(everywhere(""))))
+def test_no_secret_gets_into_the_log_whichever_way_it_comes(either: Page, way: int) -> None:
+    either.redact.hide(KEY)
+
+    for text in (KEY, URL, OLD_URL):
+        everywhere(text)[way](either)
+
+    written = either.raw.decode()
+    assert KEY not in written
+    assert [part for part in PARTS if part in written] == []
+    assert "[hidden]" in written
+
+
+def unescaped(text: str) -> str:
+    for escaped, char in (("\\'", "'"), ('\\"', '"'), ("\\\\", "\\")):
+        text = text.replace(escaped, char)
+    return text
+
+
+SECRETS = st.text(
+    st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="[]"), min_size=4, max_size=40
+)
+
+
+@given(SECRETS, st.text(max_size=20), st.text(max_size=20), st.booleans())
+@example('it\'s"secret"', "", "", True)
+@example("back\\slash\\", "", "", False)
+@example("x'yz", 'a "quoted" ', "", True)
+def test_no_key_of_any_characters_survives_in_a_line(
+    secret: str,
+    before: str,
+    after: str,
+    for_reading: bool,  # noqa: FBT001
+) -> None:
+    page = Page(for_reading=for_reading)
+    page.redact.hide(secret)
+
+    page.log.info("key.seen", text=before + secret + after)
+    written = page.raw.decode()
+
+    frame = Page(for_reading=for_reading)
+    frame.log.info("key.seen", text=before + after)
+    assume(secret not in frame.raw.decode())
+    assume(secret not in "[hidden]")
+    assert secret not in written
+    assert secret not in unescaped(written)
+
+
+@given(st.lists(SECRETS, min_size=1, max_size=4), st.data())
+def test_no_secret_of_several_survives_in_any_text(secrets: list[str], data: st.DataObject) -> None:
+    redact = Redactor()
+    for secret in secrets:
+        redact.hide(secret)
+    text = "".join(data.draw(st.lists(st.sampled_from(secrets) | st.text(max_size=5), max_size=10)))
+
+    shown = redact(text)
+
+    assert [secret for secret in secrets if secret in shown.replace("[hidden]", "")] == [] or all(
+        secret in "[hidden]" for secret in secrets if secret in shown
+    )
+
+
+TOKEN = st.text("0123456789abcdefABCDEF%+/=_-", min_size=8, max_size=80)
+PARAMETER = st.sampled_from(
+    ["X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "Signature", "AWSAccessKeyId", "x-amz-signature"]
+)
+
+
+@given(PARAMETER, TOKEN, st.sampled_from(["", "&X-Amz-Expires=300", '"', "'", " ", "\n", "</a>", "\\n"]), st.booleans())
+def test_no_signature_survives_whatever_stands_around_it(
+    parameter: str,
+    token: str,
+    after: str,
+    is_quoted: bool,  # noqa: FBT001
+) -> None:
+    equals = "%3D" if is_quoted else "="
+
+    shown = Redactor()(f"PUT https://storage.heify.com/t?{parameter}{equals}{token}{after}")
+
+    assert token not in shown
+    assert shown.endswith(f"{parameter}{equals}[hidden]{after}")
+
+
+def test_what_is_not_secret_is_left_as_it_is() -> None:
+    redact = Redactor()
+    redact.hide(KEY)
+
+    assert (
+        redact("https://storage.heify.com/t-1?X-Amz-Expires=300&x=1")
+        == "https://storage.heify.com/t-1?X-Amz-Expires=300&x=1"
+    )
+    assert redact(f"key {KEY}!") == "key [hidden]!"
+
+
+def test_an_empty_secret_does_not_hide_everything() -> None:
+    redact = Redactor()
+    redact.hide("")
+
+    assert redact("call.wav") == "call.wav"
+
+
+def test_what_libraries_warn_of_is_in_the_one_log_and_the_urls_they_chat_of_are_not(page: Page) -> None:
+    page.redact.hide(KEY)
+    library = logging.getLogger("httpx")
+
+    with log.libraries_to(page.log):
+        library.info("HTTP Request: PUT %s", URL)
+        library.warning("retrying %s with %s", URL, KEY)
+    library.warning("afterwards")
+
+    [line] = page.lines
+    assert (line["level"], line["event"], line["library"]) == ("warning", "library.warning", "httpx")
+    assert str(line["detail"]).startswith("retrying https://storage.heify.com/upload/c/t-1?")
+    assert [part for part in (KEY, *PARTS) if part in str(line)] == []

@@ -1,0 +1,138 @@
+"""Whose turn it is: folders in turn, oldest first, and one probe at a time while something holds."""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from heifyd import log
+from heifyd.faults import Fault, Owner
+from heifyd.ledger import Ledger
+from heifyd.log import Redactor
+from heifyd.recording import Identity, Ids, Ticket
+from heifyd.turns import Turn, Turns
+
+SALES, SUPPORT = "/calls/sales", "/calls/support"
+TICKET = Ticket("t-1", "https://storage.heify.com/t-1", Ids("c"), "call", 500.0, "boot")
+
+
+class Place:
+    """A ledger, the turns over it, and what they logged."""
+
+    def __init__(self, path: Path) -> None:
+        self._raw = io.BytesIO()
+        self._out = io.TextIOWrapper(self._raw, encoding="utf-8")
+        self.ledger = Ledger(path)
+        self.turns = Turns([SALES, SUPPORT], self.ledger, log.make(Redactor(), self._out, for_reading=False))
+
+    def queue(self, folder: str, number: int) -> None:
+        self.ledger.add([Identity(folder, f"{version}.wav", 1, version) for version in range(number)], 0.0)
+
+    def next(self) -> Turn:
+        turn = self.turns.next()
+        assert turn is not None
+        return turn
+
+    def events(self, name: str) -> list[dict[str, object]]:
+        lines = [json.loads(line) for line in self._raw.getvalue().splitlines()]
+        return [line for line in lines if line["event"] == name]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path / "ledger.sqlite")
+    with closing(made.ledger):
+        yield made
+
+
+def fault(owner: Owner) -> Fault:
+    return Fault(owner, "seen", "what was seen", "what to do")
+
+
+def test_one_folders_backlog_starves_no_other_and_the_oldest_goes_first(place: Place) -> None:
+    place.queue(SALES, 5)
+    place.queue(SUPPORT, 2)
+
+    served = [place.next().claim.identity for _ in range(7)]
+
+    assert [each.folder for each in served] == [SALES, SUPPORT, SALES, SUPPORT, SALES, SALES, SALES]
+    assert [each.mtime_ns for each in served if each.folder == SALES] == [0, 1, 2, 3, 4]
+    assert place.turns.next() is None
+
+
+def test_a_held_mapping_stops_its_folder_and_no_other_and_is_told_of_once(place: Place) -> None:
+    place.queue(SALES, 3)
+    place.queue(SUPPORT, 2)
+    first, support, second = place.next(), place.next(), place.next()
+
+    assert place.turns.failed(first, fault(Owner.MAPPING)) is not None
+    assert place.turns.failed(second, fault(Owner.MAPPING)) is not None
+    place.turns.over(support)
+
+    assert place.next().folder == SUPPORT
+    assert place.turns.next() is None
+    [told] = place.events("hold.started")
+    assert (told["scope"], told["owner"], told["what_to_do"]) == (SALES, "mapping", "what to do")
+    assert [hold.scope for hold in place.ledger.holds()] == [SALES]
+
+
+def test_a_held_account_stops_everything_but_filing_what_heify_has(place: Place) -> None:
+    place.queue(SALES, 2)
+    sent = place.next()
+    place.ledger.uploading(sent.claim, TICKET)
+    place.ledger.uploaded(sent.claim)
+    place.turns.failed(place.next(), fault(Owner.ACCOUNT))
+    place.queue(SUPPORT, 1)
+    assert place.turns.next() is None
+
+    place.ledger.put_back(sent.claim, 0.0, attempts=0)
+
+    turn = place.next()
+    assert turn.claim.row == sent.claim.row
+    assert not turn.is_probe
+
+
+def test_a_folder_that_cannot_be_used_is_not_filed_into_either(place: Place) -> None:
+    place.queue(SALES, 2)
+    sent = place.next()
+    place.ledger.uploading(sent.claim, TICKET)
+    place.ledger.uploaded(sent.claim)
+    place.turns.failed(sent, fault(Owner.FOLDER))
+    place.ledger.put_back(sent.claim, 0.0, attempts=1)
+
+    assert place.turns.next() is None
+
+
+def test_a_hold_that_ends_lets_everything_go_on_at_once_and_is_told_of_once(place: Place) -> None:
+    place.queue(SALES, 2)
+    first, second = place.next(), place.next()
+    wait_s = place.turns.failed(first, fault(Owner.ACCOUNT))
+    assert wait_s is not None
+    place.ledger.put_back(first.claim, wait_s, attempts=1)
+
+    place.turns.url_given(second)
+    place.turns.url_given(second)
+
+    assert place.next().claim.row == first.claim.row
+    assert [told["scope"] for told in place.events("hold.ended")] == ["everything"]
+    assert place.ledger.holds() == []
+
+
+def test_a_single_failure_of_the_service_holds_nothing(place: Place) -> None:
+    place.queue(SALES, 2)
+
+    assert place.turns.failed(place.next(), fault(Owner.SERVICE)) is None
+    assert place.next().is_probe is False
+    assert place.events("hold.started") == []
+
+
+def test_nobody_is_to_wait_longer_than_until_the_next_probe_or_the_next_recording_that_is_due(place: Place) -> None:
+    assert place.turns.patience_s() == 300.0
+    place.queue(SALES, 1)
+
+    place.turns.failed(place.next(), fault(Owner.ACCOUNT))
+
+    assert 0 <= place.turns.patience_s() <= 15.0
