@@ -6,16 +6,41 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine, Row
+from sqlalchemy.engine import Connection, Engine
 
 from heifyd.errors import HeifydError
-from heifyd.recording import Identity, Ids, Ticket
+from heifyd.ledger_rows import (
+    Added,
+    Claim,
+    Ended,
+    FolderCounts,
+    HoldRow,
+    State,
+    claim_of,
+    ended_of,
+    holds_table,
+    is_active,
+    metadata,
+    r,
+    recordings,
+)
+from heifyd.recording import Identity, Ticket
+
+__all__ = [
+    "Added",
+    "Claim",
+    "Ended",
+    "FolderCounts",
+    "HoldRow",
+    "Ledger",
+    "LedgerError",
+    "LedgerInUseError",
+    "State",
+]
 
 SCHEMA: Final = 1
 CRASHES: Final = 3
@@ -32,138 +57,6 @@ class LedgerError(HeifydError):
 
 class LedgerInUseError(LedgerError):
     """Another heifyd is using this ledger."""
-
-
-class State(StrEnum):
-    """Where a recording is on its way. The first three are active, the others have ended."""
-
-    WAITING = "waiting"
-    UPLOADING = "uploading"
-    UPLOADED = "uploaded"
-    DONE = "done"
-    FAILED = "failed"
-    SUPERSEDED = "superseded"
-    VANISHED = "vanished"
-
-
-class Added(StrEnum):
-    """What became of a finished recording that was offered to the ledger."""
-
-    QUEUED = "queued"
-    SENT_BEFORE = "sent_before"
-    KNOWN = "known"
-    BUSY = "busy"
-
-
-class _FileName(sa.TypeDecorator[str]):
-    """A path as the bytes it is on disk: names need not be UTF-8."""
-
-    impl = sa.LargeBinary
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> bytes | None:  # noqa: ARG002 (SQLAlchemy's signature)
-        return None if value is None else os.fsencode(value)
-
-    def process_result_value(self, value: bytes | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002 (SQLAlchemy's signature)
-        return None if value is None else os.fsdecode(value)
-
-
-_metadata = sa.MetaData()
-
-_recordings = sa.Table(
-    "recordings",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("folder", _FileName, nullable=False),
-    sa.Column("path", _FileName, nullable=False),
-    sa.Column("size_bytes", sa.BigInteger, nullable=False),
-    sa.Column("mtime_ns", sa.BigInteger, nullable=False),
-    sa.Column("state", sa.String(12), nullable=False),
-    sa.Column("settled_at", sa.Float, nullable=False),
-    sa.Column("ended_at", sa.Float),
-    sa.Column("claimed", sa.Boolean, nullable=False, default=False),
-    sa.Column("not_before", sa.Float, nullable=False, default=0.0),
-    sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("failing_since", sa.Float),
-    sa.Column("configuration_id", sa.String(36)),
-    sa.Column("evaluator_id", sa.String(36)),
-    sa.Column("participant_id", sa.String(36)),
-    sa.Column("transcription_id", sa.String(64)),
-    sa.Column("name", sa.Text),
-    sa.Column("upload_url", sa.Text),
-    sa.Column("url_good_until", sa.Float),
-    sa.Column("boot_id", sa.String(36)),
-    sa.Column("filed_at", _FileName),
-    sa.Column("reason", sa.Text),
-    sa.Column("detail", sa.Text),
-)
-_r = _recordings.c
-_active = _r.ended_at.is_(None)
-
-sa.Index("one_row_an_identity", _r.folder, _r.path, _r.size_bytes, _r.mtime_ns, unique=True)
-sa.Index("one_active_a_path", _r.folder, _r.path, unique=True, sqlite_where=_active, postgresql_where=_active)
-sa.Index("next_claim", _r.folder, _r.claimed, _r.mtime_ns, sqlite_where=_active, postgresql_where=_active)
-sa.Index("ended", _r.folder, _r.state, _r.ended_at)
-
-_holds = sa.Table(
-    "holds",
-    _metadata,
-    sa.Column("scope", _FileName, primary_key=True),
-    sa.Column("owner", sa.String(12), primary_key=True),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("detail", sa.Text, nullable=False),
-    sa.Column("advice", sa.Text, nullable=False),
-    sa.Column("since", sa.Float, nullable=False),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A recording that one worker has taken on, as the ledger has it. Times are wall-clock seconds."""
-
-    row: int
-    identity: Identity
-    state: State
-    settled_at: float
-    attempts: int
-    failing_since: float | None
-    ticket: Ticket | None
-
-
-@dataclass(frozen=True, slots=True)
-class HoldRow:
-    """A hold as `heifyd status` shows it; scope "" is everything, else a folder."""
-
-    scope: str
-    owner: str
-    reason: str
-    detail: str
-    advice: str
-    since: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A recording whose journey has ended; `filed_at` is where it lies now."""
-
-    identity: Identity
-    state: State
-    ended_at: float
-    transcription_id: str | None
-    filed_at: str | None
-    reason: str | None
-    detail: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class FolderCounts:
-    """What the ledger holds of one folder; `oldest_settled_at` is of the recordings not yet done."""
-
-    waiting: int
-    uploading: int
-    done_since: int
-    failed: int
-    oldest_settled_at: float | None
 
 
 class Ledger:
@@ -201,12 +94,12 @@ class Ledger:
             ) from None
         self._lock_fd = fd
         now = time.time()
-        again = sa.case((_r.attempts >= CRASHES, now + CRASH_WAIT_S), else_=0.0)
+        again = sa.case((r.attempts >= CRASHES, now + CRASH_WAIT_S), else_=0.0)
         with self._begin() as db:
-            db.execute(_recordings.update().where(_active, _r.not_before > 0).values(not_before=0.0))
-            cut_off = _recordings.update().where(_active, _r.claimed)
-            db.execute(cut_off.values(claimed=False, attempts=_r.attempts + 1, not_before=again))
-            db.execute(_holds.delete())
+            db.execute(recordings.update().where(is_active, r.not_before > 0).values(not_before=0.0))
+            cut_off = recordings.update().where(is_active, r.claimed)
+            db.execute(cut_off.values(claimed=False, attempts=r.attempts + 1, not_before=again))
+            db.execute(holds_table.delete())
 
     def is_in_use(self) -> bool:
         """Tell whether a daemon has this ledger locked."""
@@ -231,7 +124,7 @@ class Ledger:
         with self._begin() as db:
             version = db.exec_driver_sql("PRAGMA user_version").scalar_one()
             if version == 0:
-                _metadata.create_all(db)
+                metadata.create_all(db)
                 db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
             elif version != SCHEMA:
                 raise LedgerError(
@@ -250,8 +143,8 @@ class Ledger:
         """Return those identities, all of one folder, that are not active in the ledger already."""
         if not found:
             return []
-        statement = sa.select(_r.path, _r.size_bytes, _r.mtime_ns).where(
-            _r.folder == found[0].folder, _r.path.in_([identity.path for identity in found]), _active
+        statement = sa.select(r.path, r.size_bytes, r.mtime_ns).where(
+            r.folder == found[0].folder, r.path.in_([identity.path for identity in found]), is_active
         )
         with self._engine.connect() as db:
             active = {tuple(row) for row in db.execute(statement)}
@@ -293,21 +186,21 @@ class Ledger:
 
     def claim(self, folder: str, now: float, *, only_uploaded: bool = False) -> Claim | None:
         """Take on the folder's oldest recording that is due, or, while it is held, only one that needs but filing."""
-        due = (_r.not_before <= now) | (_r.not_before > now + FAR_S)
-        query = sa.select(_recordings).where(_r.folder == folder, _active, _r.claimed.is_(sa.false()), due)
+        due = (r.not_before <= now) | (r.not_before > now + FAR_S)
+        query = sa.select(recordings).where(r.folder == folder, is_active, r.claimed.is_(sa.false()), due)
         if only_uploaded:
-            query = query.where(_r.state == State.UPLOADED)
+            query = query.where(r.state == State.UPLOADED)
         with self._begin() as db:
-            row = db.execute(query.order_by(_r.mtime_ns).limit(1)).one_or_none()
+            row = db.execute(query.order_by(r.mtime_ns).limit(1)).one_or_none()
             if row is None:
                 return None
-            db.execute(_recordings.update().where(_r.id == row.id).values(claimed=True))
-        return _claim(row)
+            db.execute(recordings.update().where(r.id == row.id).values(claimed=True))
+        return claim_of(row)
 
     def next_due(self, folders: Iterable[str], now: float) -> float | None:
         """Return the earliest time (wall clock) from which a recording of these folders may be claimed, or None."""
-        query = sa.select(sa.func.min(_r.not_before)).where(
-            _r.folder.in_(list(folders)), _active, _r.claimed.is_(sa.false()), _r.not_before > now
+        query = sa.select(sa.func.min(r.not_before)).where(
+            r.folder.in_(list(folders)), is_active, r.claimed.is_(sa.false()), r.not_before > now
         )
         with self._engine.connect() as db:
             due: float | None = db.execute(query).scalar_one()
@@ -371,31 +264,31 @@ class Ledger:
 
     def hold_began(self, folder: str | None) -> None:
         """Forget how long recordings (of one folder, or all) have been failing: what holds them is not their fault."""
-        self._update_active(folder, _r.failing_since.is_not(None), failing_since=None)
+        self._update_active(folder, r.failing_since.is_not(None), failing_since=None)
 
     def hold_ended(self, folder: str | None) -> None:
         """Let recordings (of one folder, or all) be claimed at once that were put back while they were held."""
-        self._update_active(folder, _r.not_before > 0, not_before=0.0)
+        self._update_active(folder, r.not_before > 0, not_before=0.0)
         self.wake()
 
     def _update_active(self, folder: str | None, which: sa.ColumnElement[bool], **values: Any) -> None:
-        statement = _recordings.update().where(_active, which).values(**values)
+        statement = recordings.update().where(is_active, which).values(**values)
         with self._begin() as db:
-            db.execute(statement if folder is None else statement.where(_r.folder == folder))
+            db.execute(statement if folder is None else statement.where(r.folder == folder))
 
     def _update(self, claim: Claim, **values: Any) -> None:
         with self._begin() as db:
-            db.execute(_recordings.update().where(_r.id == claim.row).values(**values))
+            db.execute(recordings.update().where(r.id == claim.row).values(**values))
 
     # Holds, history and counts
 
     def show_holds(self, holds: Sequence[HoldRow]) -> None:
         """Write down the holds in force, for `heifyd status`."""
         with self._begin() as db:
-            db.execute(_holds.delete())
+            db.execute(holds_table.delete())
             for hold in holds:
                 db.execute(
-                    _holds.insert().values(
+                    holds_table.insert().values(
                         scope=hold.scope,
                         owner=hold.owner,
                         reason=hold.reason,
@@ -408,55 +301,55 @@ class Ledger:
     def holds(self) -> list[HoldRow]:
         """Return the holds in force."""
         with self._engine.connect() as db:
-            return [HoldRow(*row) for row in db.execute(sa.select(_holds).order_by(_holds.c.since))]
+            return [HoldRow(*row) for row in db.execute(sa.select(holds_table).order_by(holds_table.c.since))]
 
     def counts(self, folder: str, since: float) -> FolderCounts:
         """Count a folder's recordings; those done count from `since` (wall clock)."""
-        in_folder = _r.folder == folder
+        in_folder = r.folder == folder
         active = (
-            sa.select(_r.claimed, sa.func.count(), sa.func.min(_r.settled_at))
-            .where(in_folder, _active)
-            .group_by(_r.claimed)
+            sa.select(r.claimed, sa.func.count(), sa.func.min(r.settled_at))
+            .where(in_folder, is_active)
+            .group_by(r.claimed)
         )
-        ended = sa.select(sa.func.count()).select_from(_recordings).where(in_folder)
+        ended = sa.select(sa.func.count()).select_from(recordings).where(in_folder)
         with self._engine.connect() as db:
             by_claim = {claimed: (number, oldest) for claimed, number, oldest in db.execute(active)}
-            done = db.execute(ended.where(_r.state == State.DONE, _r.ended_at >= since)).scalar_one()
-            failed = db.execute(ended.where(_r.state == State.FAILED)).scalar_one()
+            done = db.execute(ended.where(r.state == State.DONE, r.ended_at >= since)).scalar_one()
+            failed = db.execute(ended.where(r.state == State.FAILED)).scalar_one()
         oldest = min((at for _, at in by_claim.values()), default=None)
         return FolderCounts(by_claim.get(False, (0,))[0], by_claim.get(True, (0,))[0], done, failed, oldest)
 
     def folders(self) -> list[str]:
         """Return every folder that has recordings in the ledger."""
         with self._engine.connect() as db:
-            return list(db.execute(sa.select(_r.folder).distinct().order_by(_r.folder)).scalars())
+            return list(db.execute(sa.select(r.folder).distinct().order_by(r.folder)).scalars())
 
     def failed(self, folder: str) -> list[Ended]:
         """Return a folder's failed recordings, the last first."""
-        query = sa.select(_recordings).where(_r.folder == folder, _r.state == State.FAILED).order_by(_r.ended_at.desc())
+        query = sa.select(recordings).where(r.folder == folder, r.state == State.FAILED).order_by(r.ended_at.desc())
         with self._engine.connect() as db:
-            return [_ended(row) for row in db.execute(query)]
+            return [ended_of(row) for row in db.execute(query)]
 
     def brought_back(self, recording: Ended) -> None:
         """Note that a failed recording lies in its folder again: it is no longer counted as failed."""
         found = recording.identity
         with self._begin() as db:
             db.execute(
-                _recordings.update()
+                recordings.update()
                 .where(
-                    _r.folder == found.folder,
-                    _r.path == found.path,
-                    _r.size_bytes == found.size_bytes,
-                    _r.mtime_ns == found.mtime_ns,
+                    r.folder == found.folder,
+                    r.path == found.path,
+                    r.size_bytes == found.size_bytes,
+                    r.mtime_ns == found.mtime_ns,
                 )
-                .where(_r.state == State.FAILED)
+                .where(r.state == State.FAILED)
                 .values(state=State.VANISHED, filed_at=None)
             )
 
     def prune(self, before: float) -> int:
         """Delete the history that ended before `before` (wall clock), and return how many rows that were."""
         with self._begin() as db:
-            return int(db.execute(_recordings.delete().where(_r.ended_at < before)).rowcount)
+            return int(db.execute(recordings.delete().where(r.ended_at < before)).rowcount)
 
 
 def _engine(path: Path) -> Engine:
@@ -476,7 +369,7 @@ def _engine(path: Path) -> Engine:
 
 
 def _add(db: Connection, identity: Identity, now: float) -> Added:
-    rows = db.execute(sa.select(_recordings).where(_r.folder == identity.folder, _r.path == identity.path)).all()
+    rows = db.execute(sa.select(recordings).where(r.folder == identity.folder, r.path == identity.path)).all()
     active = next((row for row in rows if row.ended_at is None), None)
     same = next(
         (row for row in rows if (row.size_bytes, row.mtime_ns) == (identity.size_bytes, identity.mtime_ns)), None
@@ -487,11 +380,11 @@ def _add(db: Connection, identity: Identity, now: float) -> Added:
         if active.claimed:
             return Added.BUSY
         db.execute(
-            _recordings.update().where(_r.id == active.id).values(state=State.SUPERSEDED, ended_at=now, upload_url=None)
+            recordings.update().where(r.id == active.id).values(state=State.SUPERSEDED, ended_at=now, upload_url=None)
         )
     if same is None:
         db.execute(
-            _recordings.insert().values(
+            recordings.insert().values(
                 folder=identity.folder,
                 path=identity.path,
                 size_bytes=identity.size_bytes,
@@ -504,8 +397,8 @@ def _add(db: Connection, identity: Identity, now: float) -> Added:
     sent = same.state == State.DONE
     state = State.UPLOADED if sent else State.UPLOADING if same.transcription_id else State.WAITING
     db.execute(
-        _recordings.update()
-        .where(_r.id == same.id)
+        recordings.update()
+        .where(r.id == same.id)
         .values(
             state=state,
             settled_at=now,
@@ -520,21 +413,3 @@ def _add(db: Connection, identity: Identity, now: float) -> Added:
         )
     )
     return Added.SENT_BEFORE if sent else Added.QUEUED
-
-
-def _identity(row: Row[Any]) -> Identity:
-    return Identity(row.folder, row.path, row.size_bytes, row.mtime_ns)
-
-
-def _claim(row: Row[Any]) -> Claim:
-    ticket = None
-    if row.transcription_id:
-        ids = Ids(row.configuration_id, row.evaluator_id, row.participant_id)
-        ticket = Ticket(row.transcription_id, row.upload_url or "", ids, row.name, row.url_good_until, row.boot_id)
-    return Claim(row.id, _identity(row), State(row.state), row.settled_at, row.attempts, row.failing_since, ticket)
-
-
-def _ended(row: Row[Any]) -> Ended:
-    return Ended(
-        _identity(row), State(row.state), row.ended_at, row.transcription_id, row.filed_at, row.reason, row.detail
-    )
