@@ -108,7 +108,10 @@ class Daemon:
 
     def start(self) -> None:
         """Start every thread, and come back when all folders are watched, or hang."""
-        self._observing.start()
+        try:
+            self._observing.start()
+        except OSError as error:
+            self._log.warning("watch.unavailable", detail=f"{error.strerror}; every folder is polled")
         for number in range(self._settings.workers):
             self._spawn(f"upload-{number + 1}", self._uploads.work)
         for intake in self._intakes:

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -80,7 +81,11 @@ def explain(filed_at: str, explanation: dict[str, object]) -> str:
 
 
 def _error_name(name: str) -> str:
-    return _shortened(name, ".error.json")
+    """Return the name of a file's explanation; where it would be too long, a hash keeps it the file's own."""
+    ending = ".error.json"
+    if len(os.fsencode(name + ending)) <= MOST_NAME_BYTES:
+        return name + ending
+    return _shortened(name, f"~{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{ending}")
 
 
 def _shortened(stem: str, ending: str) -> str:
@@ -165,7 +170,7 @@ def _copy_into(source: int, name: str, directory: int, wanted: str) -> str:
                 with suppress(FileNotFoundError):
                     os.unlink(part, dir_fd=directory)
                 raise
-            os.fsync(directory)
+    os.fsync(directory)
     os.unlink(name, dir_fd=source)
     return new
 

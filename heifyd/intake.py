@@ -15,7 +15,7 @@ from heifyd.log import Log
 from heifyd.probe import Check
 from heifyd.recording import Identity, Stamp, extension
 from heifyd.settle import Settling, is_temporary
-from heifyd.watch import Entry, Hints, Observing, Plan
+from heifyd.watch import Entry, Hints, Observing, Plan, Walk
 
 _BUSY_S: Final = 1.0
 _MOST_REMEMBERED: Final = 1000
@@ -71,6 +71,7 @@ class Intake:
         self._scan_root = -1
         self._next_scan_s = 0.0
         self._is_watched = False
+        self._walk = Walk(folder.recursive, self._is_recording, self._is_entered, self._pass_over)
         self.hints = Hints()
         self.ready = threading.Event()
         """Set once the folder is watched, or found to be missing."""
@@ -134,9 +135,7 @@ class Intake:
         elif self._plan.kind == "events" and not self._is_watched:
             self._watch()
         self.ready.set()
-        self._scan = watch.scan(
-            self._scan_root, recursive=self._folder.recursive, wanted=self._is_recording, enter=self._is_entered
-        )
+        self._scan = watch.scan(self._scan_root, self._walk)
 
     def _watch(self) -> None:
         if self._plan.kind != "events":
@@ -183,6 +182,10 @@ class Intake:
         if fresh:
             self._look_at([identity.path for identity in fresh])
 
+    def _pass_over(self, directory: str, error: OSError) -> None:
+        detail = f"the sub-folder {directory} cannot be read: {error.strerror}; its recordings have to wait"
+        self._tell("folder.unreadable", directory, detail=detail)
+
     def _end_scan(self) -> None:
         self._scan = None
         if self._scan_root >= 0:
@@ -213,7 +216,8 @@ class Intake:
             before, _, after = marker.replace("{name}", "{stem}").partition("{stem}")
             if name.startswith(before) and name.endswith(after):
                 middle = name[len(before) : len(name) - len(after)]
-                endings = self._folder.extensions if "{stem}" in marker else {""}
+                lower = self._folder.extensions if "{stem}" in marker else {""}
+                endings = {*lower, *(ending.upper() for ending in lower)}
                 candidates = [f"{directory}{slash}{middle}{ending}" for ending in sorted(endings)]
         return [path for path in candidates if self._is_recording(path) and self._is_in_reach(path)]
 

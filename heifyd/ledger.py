@@ -69,14 +69,17 @@ class Ledger:
         self._work = threading.Condition()
         self._wakes = 0
         self._lock_fd = -1
+        self._engine = _engine(path)
         if not create and not path.exists():
             raise LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._engine = _engine(path)
             self._prepare()
-        except (OSError, sa.exc.DatabaseError) as error:
+        except (OSError, LedgerError, sa.exc.DatabaseError) as error:
+            self.close()
+            if isinstance(error, LedgerError):
+                raise
             cause = error.orig if isinstance(error, sa.exc.DatabaseError) else error
             raise LedgerError(
                 f"{path}: the ledger cannot be opened ({cause}); give `ledger:` a path heifyd can write to"

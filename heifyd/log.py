@@ -16,8 +16,8 @@ _SIGNATURE: Final = re.compile(
     r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId)(?:=|%3D))[^&\s\"'\\<>]+",
     re.IGNORECASE,
 )
-_WATCHDOG_STOPPING: Final = "called when the thread is inactive"
-"""What watchdog says each time one of its threads is stopped."""
+_WATCHDOG_NOISE: Final = ("called when the thread is inactive", "already exists for watch")
+"""What watchdog says each time one of its threads is stopped, and when sub-folders are made in quick succession."""
 
 _HIDDEN: Final = "[hidden]"
 _LEAST_SECRET_CHARS: Final = 4
@@ -99,9 +99,12 @@ class _Forward(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        detail = record.getMessage()
-        if not detail.endswith(_WATCHDOG_STOPPING):
-            self._log.warning("library.warning", library=record.name, detail=detail)
+        try:
+            detail = record.getMessage()
+            if not any(noise in detail for noise in _WATCHDOG_NOISE):
+                self._log.warning("library.warning", library=record.name, detail=detail, exc_info=record.exc_info)
+        except (TypeError, ValueError):
+            self.handleError(record)  # what the library logs does not fit its own format
 
 
 @contextmanager
@@ -110,7 +113,9 @@ def libraries_to(log: Log) -> Iterator[None]:
     handler = _Forward(log)
     root = logging.getLogger()
     root.addHandler(handler)
+    logging.captureWarnings(capture=True)
     try:
         yield
     finally:
+        logging.captureWarnings(capture=False)
         root.removeHandler(handler)

@@ -1,7 +1,9 @@
 """What can be told of a recording before a byte of it is sent: its format, and that Heify will take it."""
 
+import io
 import os
 from dataclasses import dataclass
+from typing import BinaryIO, Final
 
 from tinytag import TinyTag
 
@@ -42,7 +44,7 @@ def examine(fd: int, name: str, size_bytes: int) -> Facts:
                 "not_audio", f"its content is none of the formats that Heify takes, whatever its name {name!r} says"
             )
         )
-    duration_s = _duration_s(fd, name, size_bytes)
+    duration_s = _duration_s(fd, found, size_bytes)
     if duration_s is not None and duration_s > MAX_DURATION_S:
         raise FaultError(
             faults.of_file("too_long", f"it lasts {duration_s:,.0f} s, and Heify takes at most {MAX_DURATION_S:,.0f} s")
@@ -50,12 +52,28 @@ def examine(fd: int, name: str, size_bytes: int) -> Facts:
     return Facts(content_type(name, found), duration_s)
 
 
-def _duration_s(fd: int, name: str, size_bytes: int) -> float | None:
+_LENGTH_UNTOLD: Final = frozenset((".aac", ".amr", ".webm"))
+"""Formats that tinytag does not know; it would read them to their end all the same."""
+
+_WAV_HEAD_BYTES: Final = 1024 * 1024
+
+
+def _headers(fd: int, found: str) -> BinaryIO:
+    """Give what tinytag is to read: of a WAV the head alone, as it would walk through all that follows the data."""
+    if found == ".wav":
+        return io.BytesIO(os.pread(fd, _WAV_HEAD_BYTES, 0))
+    file = os.fdopen(os.dup(fd), "rb")
+    file.seek(0)
+    return file
+
+
+def _duration_s(fd: int, found: str, size_bytes: int) -> float | None:
     """Ask tinytag, which reads headers only. None for formats that it does not know, and for headers that lie."""
-    with os.fdopen(os.dup(fd), "rb") as file:
-        file.seek(0)
+    if found in _LENGTH_UNTOLD:
+        return None
+    with _headers(fd, found) as file:
         try:
-            claimed_s = TinyTag.get(filename=name, file_obj=file, tags=False).duration
+            claimed_s = TinyTag.get(filename=f"call{found}", file_obj=file, tags=False).duration
         except Exception:  # noqa: BLE001 (a parser before hostile bytes: whatever it trips over, the length is just not known)
             return None
     return plausible_duration_s(claimed_s, size_bytes)

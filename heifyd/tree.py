@@ -72,9 +72,18 @@ def _ensure_directory(parent: int, name: str) -> None:
 
 @contextmanager
 def parent_of(root: int, path: str) -> Iterator[tuple[int, str]]:
-    """Give the descriptor of the directory that holds `path`, and the file's own name in it. Raises OSError."""
+    """Give the descriptor of the directory that holds `path`, and the file's own name in it.
+
+    Raises NotARegularFileError where a symlink or a file is on the way, else OSError.
+    """
     directory, _, name = path.rpartition("/")
-    with opened(open_directory(root, directory)) as parent:
+    try:
+        fd = open_directory(root, directory)
+    except NotADirectoryError:
+        raise NotARegularFileError(
+            f"{path}: a directory on the way is a symlink or a file; nothing is followed"
+        ) from None
+    with opened(fd) as parent:
         yield parent, name
 
 
@@ -84,14 +93,9 @@ def open_recording(root: int, path: str) -> int:
     Looks before it opens, since opening a device may act on it, and again after, since the name may have changed
     hands. Raises NotARegularFileError for anything but a regular file, a symlink on the way included; else OSError.
     """
-    try:
-        with parent_of(root, path) as (parent, name):
-            _must_be_regular(os.stat(name, dir_fd=parent, follow_symlinks=False), path)
-            fd = os.open(name, _FILE, dir_fd=parent)
-    except NotADirectoryError:
-        raise NotARegularFileError(
-            f"{path}: a directory on the way is a symlink or a file; nothing is followed"
-        ) from None
+    with parent_of(root, path) as (parent, name):
+        _must_be_regular(os.stat(name, dir_fd=parent, follow_symlinks=False), path)
+        fd = os.open(name, _FILE, dir_fd=parent)
     try:
         _must_be_regular(os.fstat(fd), path)
     except BaseException:

@@ -108,7 +108,8 @@ class Turns:
 
     def _tell_of_end(self, ended: Sequence[Hold]) -> None:
         for hold in ended:
-            self._ledger.hold_ended(hold.scope or None)
+            if hold.fault.owner is not Owner.MAPPING:  # another recording's ids being right does not mend this one's
+                self._ledger.hold_ended(hold.scope or None)
             self._log.info("hold.ended", **_about(hold), lasted_s=round(time.monotonic() - hold.started_s, 1))
         if ended:
             self._show()

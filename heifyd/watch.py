@@ -25,7 +25,7 @@ from heifyd.mounts import Mount, mount_of
 from heifyd.recording import Stamp
 
 if TYPE_CHECKING:
-    from watchdog.observers.api import ObservedWatch
+    from watchdog.observers.api import BaseObserver, ObservedWatch
 
 SCAN_CHUNK: Final = 256
 MOST_HINTS: Final = 10_000
@@ -114,18 +114,22 @@ class Observing:
     """One watchdog observer for all folders on events. Its owner starts and stops it."""
 
     def __init__(self) -> None:
-        self._observer = Observer()
+        self._observer: BaseObserver | None = None
         self._watches: dict[str, ObservedWatch] = {}
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the observer's threads."""
+        """Start the observer's threads. Raises OSError: EMFILE where the user's inotify instances are used up."""
+        self._observer = Observer()
         self._observer.start()
 
     def stop(self) -> None:
         """Stop the observer and wait for its threads."""
-        self._observer.stop()
-        self._observer.join()
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+            self._observer = None
+            self._watches.clear()
 
     def watch(self, root: str, hints: Hints, *, recursive: bool) -> None:
         """Watch the folder at `root` (symlinks resolved), anew if it was watched already.
@@ -135,6 +139,8 @@ class Observing:
         """
         with self._lock:
             self._unwatch(root)
+            if self._observer is None:
+                raise OSError(errno.EMFILE, "no inotify instance is to be had", root)
             self._watches[root] = self._observer.schedule(
                 _Handler(root, hints), root, recursive=recursive, event_filter=_HINTS
             )
@@ -148,7 +154,7 @@ class Observing:
             self._unwatch(root)
 
     def _unwatch(self, root: str) -> None:
-        if (watch := self._watches.pop(root, None)) is not None:
+        if (watch := self._watches.pop(root, None)) is not None and self._observer is not None:
             self._observer.unschedule(watch)
 
 
@@ -171,23 +177,28 @@ class Entry:
     stamp: Stamp
 
 
-def scan(
-    root: int, *, recursive: bool, wanted: Callable[[str], bool], enter: Callable[[str], bool]
-) -> Iterator[list[Entry]]:
-    """Walk the folder behind the descriptor `root` and give what it holds in chunks of at most `SCAN_CHUNK`.
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What a scan takes in: files and sub-folders by their relative path, and whom to tell of unreadable ones."""
 
-    `wanted` chooses files and `enter` sub-folders by their relative path. Symlinks are entries, never followed. What
-    vanishes during the walk is passed over: the next scan tells. Memory does not grow with the folder. Raises OSError
-    where a directory cannot be read.
+    recursive: bool
+    wanted: Callable[[str], bool]
+    enter: Callable[[str], bool]
+    unreadable: Callable[[str, OSError], None]
+
+
+def scan(root: int, walk: Walk) -> Iterator[list[Entry]]:
+    """Go through the folder behind the descriptor `root` and give what it holds in chunks of at most `SCAN_CHUNK`.
+
+    Symlinks are entries, never followed. What vanishes on the way is passed over: the next scan tells. Memory does not
+    grow with the folder. Raises OSError where the folder itself cannot be read.
     """
-    entries = _walk(root, recursive=recursive, wanted=wanted, enter=enter)
+    entries = _entries(root, walk)
     while chunk := list(islice(entries, SCAN_CHUNK)):
         yield chunk
 
 
-def _walk(
-    root: int, *, recursive: bool, wanted: Callable[[str], bool], enter: Callable[[str], bool]
-) -> Iterator[Entry]:
+def _entries(root: int, walk: Walk) -> Iterator[Entry]:
     pending = [""]
     while pending:
         directory = pending.pop()
@@ -195,12 +206,17 @@ def _walk(
             fd = tree.open_directory(root, directory)
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except OSError as error:
+            if not directory:
+                raise
+            walk.unreadable(directory, error)
+            continue
         with tree.opened(fd), os.scandir(fd) as found:
             for entry in found:
                 path = f"{directory}/{entry.name}" if directory else entry.name
-                if recursive and entry.is_dir(follow_symlinks=False) and enter(path):
+                if walk.recursive and entry.is_dir(follow_symlinks=False) and walk.enter(path):
                     pending.append(path)
-                if not wanted(path):
+                if not walk.wanted(path):
                     continue
                 try:
                     status = entry.stat(follow_symlinks=False)

@@ -2,16 +2,18 @@
 
 import errno
 import os
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from heifyd import tree, watch
 from heifyd.mounts import Mount
-from heifyd.watch import MOST_HINTS, SCAN_CHUNK, Entry, Hints, Observing, plan
+from heifyd.watch import MOST_HINTS, SCAN_CHUNK, Entry, Hints, Observing, Walk, plan
 
 DEADLINE_S = 10.0
 
@@ -20,15 +22,25 @@ def everything(_path: str) -> bool:
     return True
 
 
-def scanned(folder: Path, *, recursive: bool = True, wanted: object = None, enter: object = None) -> list[Entry]:
+def a_wav(path: str) -> bool:
+    return path.endswith(".wav")
+
+
+def nobody(path: str, error: OSError) -> None:
+    raise AssertionError(path) from error
+
+
+def scanned(
+    folder: Path,
+    *,
+    recursive: bool = True,
+    wanted: Callable[[str], bool] = a_wav,
+    enter: Callable[[str], bool] = everything,
+) -> list[Entry]:
     """Scan a folder whole."""
     with tree.opened(tree.open_root(folder)) as root:
-        chunks = watch.scan(
-            root,
-            recursive=recursive,
-            wanted=wanted if callable(wanted) else lambda path: path.endswith(".wav"),
-            enter=enter if callable(enter) else everything,
-        )
+        walk = Walk(recursive, wanted, enter, nobody)
+        chunks = watch.scan(root, walk)
         return [entry for chunk in chunks for entry in chunk]
 
 
@@ -55,7 +67,7 @@ def test_a_large_folder_comes_in_chunks_that_lose_nothing(tmp_path: Path) -> Non
         (tmp_path / name).touch()
 
     with tree.opened(tree.open_root(tmp_path)) as root:
-        chunks = list(watch.scan(root, recursive=False, wanted=everything, enter=everything))
+        chunks = list(watch.scan(root, Walk(False, everything, everything, nobody)))
 
     assert [len(chunk) for chunk in chunks] == [SCAN_CHUNK, SCAN_CHUNK, 3]
     assert {entry.path for chunk in chunks for entry in chunk} == names
@@ -127,13 +139,44 @@ def test_a_sub_folder_that_becomes_a_symlink_during_the_walk_is_not_entered(tmp_
     assert scanned(tmp_path / "calls", enter=enter) == []
 
 
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Do without root's right to read everything, where the tests run as root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_sub_folder_that_cannot_be_read_is_told_of_and_hides_no_other() -> None:
+    told: list[tuple[str, int | None]] = []
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        folder.chmod(0o755)
+        for sub in ("a", "locked", "z"):
+            (folder / sub).mkdir()
+            (folder / sub / "call.wav").touch()
+        (folder / "locked").chmod(0)
+        walk = Walk(True, everything, everything, lambda path, error: told.append((path, error.errno)))
+
+        with as_nobody(), tree.opened(tree.open_root(folder)) as root:
+            found = [entry for chunk in watch.scan(root, walk) for entry in chunk]
+
+    assert [path for path in paths(found) if a_wav(path)] == ["a/call.wav", "z/call.wav"]
+    assert told == [("locked", errno.EACCES)]
+
+
 def test_a_scan_that_is_given_up_leaves_no_descriptor_open(tmp_path: Path) -> None:
     for number in range(SCAN_CHUNK + 1):
         (tmp_path / f"{number}.wav").touch()
     before = len(os.listdir("/proc/self/fd"))
 
     with tree.opened(tree.open_root(tmp_path)) as root:
-        scan = watch.scan(root, recursive=True, wanted=everything, enter=everything)
+        scan = watch.scan(root, Walk(True, everything, everything, nobody))
         next(scan)
         del scan
 
