@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _SETTLE_S: Final = 1.0
 _PAUSE_S: Final = 3.0
 _LIMIT_S: Final = 60.0
+_PATH_WIDTH: Final = 27
 _SALES_EVALUATOR: Final = "2abb5563-dd64-47bb-bb17-94252e168b06"
 
 
@@ -35,8 +36,24 @@ class Scene:
 
     path: str
     story: str
-    make: Callable[[Path], None]
+    make: Callable[[Path, Callable[[str], None]], None]
     fails: bool = False
+
+
+class Stage:
+    """The terminal: what the recorder does and what heifyd makes of it, line by line, with the time."""
+
+    def __init__(self, console: "Console") -> None:
+        self.console = console
+        self._began_s = time.monotonic()
+
+    def say(self, who: str, path: str, text: str) -> None:
+        """Print one line."""
+        from rich.markup import escape
+
+        color = "cyan" if who == "recorder" else "magenta"
+        at = f"[dim]{time.monotonic() - self._began_s:5.1f} s[/]"
+        self.console.print(f"{at}  [{color}]{who:<8}[/]  {escape(path):<{_PATH_WIDTH}}  [dim]{escape(text)}[/]")
 
 
 @dataclass(slots=True)
@@ -60,19 +77,19 @@ def sample(extension: str) -> bytes:
     return resources.files("heifyd").joinpath("samples", f"call{extension}").read_bytes()
 
 
-def dropped(extension: str) -> Callable[[Path], None]:
+def dropped(extension: str) -> Callable[[Path, Callable[[str], None]], None]:
     """Make a recording the way a file arrives that was finished elsewhere: written, then closed."""
 
-    def make(path: Path) -> None:
+    def make(path: Path, _tell: Callable[[str], None]) -> None:
         path.write_bytes(sample(extension))
 
     return make
 
 
-def moved_in(extension: str) -> Callable[[Path], None]:
+def moved_in(extension: str) -> Callable[[Path, Callable[[str], None]], None]:
     """Make a recording under a temporary name, and rename it when it is whole."""
 
-    def make(path: Path) -> None:
+    def make(path: Path, _tell: Callable[[str], None]) -> None:
         part = path.with_name(f"{path.name}.part")
         part.write_bytes(sample(extension))
         part.rename(path)
@@ -80,7 +97,7 @@ def moved_in(extension: str) -> Callable[[Path], None]:
     return make
 
 
-def live_call(path: Path) -> None:
+def live_call(path: Path, tell: Callable[[str], None]) -> None:
     """Record as a PBX does: the file stays open through a pause longer than the settle time, its header comes last."""
     source = sample(".wav")[44:]
     half = len(source) // 4 * 2
@@ -89,11 +106,13 @@ def live_call(path: Path) -> None:
         call.setsampwidth(2)
         call.setframerate(8000)
         call.writeframes(source[:half])
-        time.sleep(_PAUSE_S)  # the caller is on hold: this is the thing shown, nothing is awaited
+        tell(f"on hold for {_PAUSE_S:g} s; the file stays open, quiet for longer than it takes to settle")
+        time.sleep(_PAUSE_S)  # the pause is the thing shown, nothing is awaited
         call.writeframes(source[half:])
+    tell("the call is over, the file is closed")
 
 
-def notes(path: Path) -> None:
+def notes(path: Path, _tell: Callable[[str], None]) -> None:
     """Write something that is no recording under a recording's name."""
     path.write_text("These are the agent's notes, not a recording.\n" * 20, encoding="utf-8")
 
@@ -109,7 +128,7 @@ AFTER: Final = (
     Scene("2026-11-24/agent 5/call.amr", "the same name in another folder", dropped(".amr")),
     Scene("screen.webm", "written and closed", dropped(".webm")),
     Scene("notes.wav", "no recording at all", notes, fails=True),
-    Scene("live.wav", f"a call with {_PAUSE_S:g} s on hold in the middle", live_call),
+    Scene("live.wav", "a call begins", live_call),
 )
 
 
@@ -127,7 +146,8 @@ def command(keep: Path | None) -> int:
 
     from heifyd.sandbox import CONFIGURATION_ID, EVALUATOR_ID, Sandbox
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    stage = Stage(console)
     with _directory(keep) as place:
         calls = place / "calls"
         calls.mkdir(parents=True)
@@ -135,15 +155,15 @@ def command(keep: Path | None) -> int:
         evaluators = {EVALUATOR_ID: "Quality", _SALES_EVALUATOR: "Sales quality"}
         with Sandbox(place / "heify", evaluators=evaluators, processing_s=0.0) as sandbox:
             _configure(place, sandbox.url, CONFIGURATION_ID, EVALUATOR_ID)
-            console.print(f"[bold]A recorder's folder[/]  {calls}\n[bold]A local Heify[/]       {sandbox.url}\n")
+            console.print(f"[bold]A recorder's folder[/]  {calls}\n[bold]A local Heify[/]        {sandbox.url}\n")
             for scene in BEFORE:
-                _play(scene, calls, console, originals)
-            with _daemon(place, console) as daemon:
+                _play(scene, calls, stage, originals)
+            with _daemon(place, stage) as daemon:
                 if not daemon.wait_for(lambda: daemon.started, _LIMIT_S):
                     console.print("[bold red]The daemon did not start.[/]")
                     return 1
                 for scene in AFTER:
-                    _play(scene, calls, console, originals)
+                    _play(scene, calls, stage, originals)
                 scenes = (*BEFORE, *AFTER)
                 daemon.wait_for(lambda: all(scene.path in daemon.ended for scene in scenes), _LIMIT_S)
             return _report(scenes, calls, daemon, sandbox, originals, console)
@@ -183,11 +203,11 @@ folders:
     key.write_text(API_KEY, encoding="ascii")
 
 
-def _play(scene: Scene, calls: Path, console: "Console", originals: dict[str, str]) -> None:
+def _play(scene: Scene, calls: Path, stage: Stage, originals: dict[str, str]) -> None:
     path = calls / scene.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    console.print(f"[cyan]recorder[/]  {scene.path}  [dim]{scene.story}[/]", markup=True)
-    scene.make(path)
+    stage.say("recorder", scene.path, scene.story)
+    scene.make(path, lambda text: stage.say("recorder", scene.path, text))
     # read back from where it is by now: a quick daemon may have filed it already
     for place in (path, calls / "done" / scene.path, calls / "failed" / scene.path):
         try:
@@ -198,7 +218,7 @@ def _play(scene: Scene, calls: Path, console: "Console", originals: dict[str, st
 
 
 @contextmanager
-def _daemon(place: Path, console: "Console") -> Iterator[Daemon]:
+def _daemon(place: Path, stage: Stage) -> Iterator[Daemon]:
     """Run the daemon as its own process; its log is read and shown as it comes."""
     process = subprocess.Popen(  # noqa: S603 (this very program)
         [sys.executable, "-m", "heifyd", "run", "--config", str(place / "config.yaml"), "--log", "json"],
@@ -207,7 +227,7 @@ def _daemon(place: Path, console: "Console") -> Iterator[Daemon]:
         encoding="utf-8",
     )
     daemon = Daemon(process)
-    reader = threading.Thread(target=_read, args=(daemon, console), name="demo-log")
+    reader = threading.Thread(target=_read, args=(daemon, stage), name="demo-log")
     reader.start()
     try:
         yield daemon
@@ -221,14 +241,13 @@ def _daemon(place: Path, console: "Console") -> Iterator[Daemon]:
         process.wait()
 
 
-def _read(daemon: Daemon, console: "Console") -> None:
-    from rich.markup import escape
-
+def _read(daemon: Daemon, stage: Stage) -> None:
     assert daemon.process.stdout is not None  # noqa: S101 (narrows the type)
     for line in daemon.process.stdout:
         event = json.loads(line)
         name = event["event"]
-        console.print(f"[magenta]heifyd[/]    {name}  [dim]{escape(_in_short(event))}[/]", soft_wrap=True)
+        if (text := _in_words(event)) is not None:
+            stage.say("heifyd", event.get("file") or "", text)
         with daemon.changed:
             daemon.started = daemon.started or name == "daemon.started"
             if name in ("recording.done", "recording.failed"):
@@ -239,9 +258,21 @@ def _read(daemon: Daemon, console: "Console") -> None:
         daemon.changed.notify_all()
 
 
-def _in_short(event: dict[str, Any]) -> str:
-    shown = ("file", "watch", "size_bytes", "duration_s", "transcription_id", "wait_ms", "put_ms", "reason", "detail")
-    return "  ".join(f"{key}={event[key]}" for key in shown if event.get(key) is not None)
+def _in_words(event: dict[str, Any]) -> str | None:
+    """Tell an event of the log in words; None for those that would only lengthen the story."""
+    match event["event"]:
+        case "folder.watched":
+            return f"watches the folder by {event['watch']}: {event['reason']}"
+        case "recording.settled":
+            return "finished: nobody writes to it, and it is quiet"
+        case "recording.done":
+            audio = "" if event["duration_s"] is None else f", {event['duration_s']:.1f} s of audio"
+            return f"uploaded in {event['put_ms']} ms{audio}; moved to done/"
+        case "recording.failed":
+            return f"moved to failed/: {event['detail']}"
+        case "daemon.started" | "daemon.stopping" | "daemon.stopped" | "upload.started" | "folder.writer_check":
+            return None
+    return " ".join(filter(None, (event["event"], event.get("detail"))))
 
 
 def _report(
@@ -275,10 +306,10 @@ def _report(
     expected = sum(not scene.fails for scene in scenes)
     well = well and len(stored) == expected
     console.print()
-    console.print(table)
+    console.print(table, soft_wrap=False)
     verdict = "[bold green]Each ended where it should[/]" if well else "[bold red]Something went wrong[/]"
     console.print(
-        f"\n{verdict}: {len(stored)} of {expected} recordings stored, each once; the one that is none lies in failed/."
+        f"\n{verdict}: {len(stored)} of {expected} recordings stored, each once; what is none lies in failed/."
     )
     return 0 if well else 1
 
