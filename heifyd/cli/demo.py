@@ -175,6 +175,8 @@ def _directory(keep: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="heifyd-demo-") as made:
             yield Path(made)
     else:
+        if keep.exists() and any(keep.iterdir()):
+            raise click.UsageError(f"{keep} is not empty; give --keep a directory that is, or a new one")
         keep.mkdir(parents=True, exist_ok=True)
         yield keep.absolute()
 
