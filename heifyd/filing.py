@@ -45,21 +45,27 @@ def move(identity: Identity, target: Path) -> str:
 
 
 def bring_back(filed_at: str, identity: Identity) -> str:
-    """Move a filed recording to its place in its folder again and return its new path; its error file goes.
+    """Move a filed recording, wherever it lies now, to its place in its folder again and return its new path.
 
-    A name that is taken there is not overwritten, see `move`. Raises OSError.
+    Its explanation goes. A name that is taken there is not overwritten, see `move`. Raises OSError.
     """
     where, _, name = filed_at.rpartition("/")
     subfolder, _, original = identity.path.rpartition("/")
-    with tree.opened(tree.open_root(where)) as source:
-        with (
-            tree.opened(tree.open_root(identity.folder)) as root,
-            tree.opened(tree.open_directory(root, subfolder, create=True)) as directory,
-        ):
-            back = _move_into(source, name, directory, wanted=original)
-        with suppress(FileNotFoundError):
-            os.unlink(_error_name(name), dir_fd=source)
+    with (
+        tree.opened(tree.open_root(where)) as source,
+        tree.opened(tree.open_root(identity.folder)) as root,
+        tree.opened(tree.open_directory(root, subfolder, create=True)) as directory,
+    ):
+        back = _move_into(source, name, directory, wanted=original)
+    remove_explanation(filed_at)
     return os.path.join(identity.folder, subfolder, back)
+
+
+def remove_explanation(filed_at: str) -> None:
+    """Remove what `explain` wrote beside a failed file, if it is there. Raises OSError."""
+    where, _, name = filed_at.rpartition("/")
+    with suppress(FileNotFoundError):
+        os.unlink(os.path.join(where, _error_name(name)))
 
 
 def explain(filed_at: str, explanation: dict[str, object]) -> str:

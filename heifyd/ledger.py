@@ -333,9 +333,8 @@ class Ledger:
         with self._engine.connect() as db:
             return [ended_of(row) for row in db.execute(query)]
 
-    def brought_back(self, recording: Ended) -> None:
+    def brought_back(self, found: Identity) -> None:
         """Note that a failed recording lies in its folder again: it is no longer counted as failed."""
-        found = recording.identity
         with self._begin() as db:
             db.execute(
                 recordings.update()

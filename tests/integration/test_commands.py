@@ -160,6 +160,28 @@ def test_retry_brings_failed_recordings_back_and_they_are_uploaded(place: Place,
     assert len([each for each in sandbox.transcriptions() if each.stored]) == 3
 
 
+def test_retry_finds_what_was_renamed_in_failed_and_what_the_ledger_has_forgotten(
+    place: Place, sandbox: Sandbox
+) -> None:
+    sandbox.fail('request-upload-url 400 "Unsupported audio format"')
+    (place.calls / "sub").mkdir()
+    (place.calls / "sub" / "call.wav").write_bytes(sample(".wav"))
+    with running(place) as daemon:
+        daemon.await_event("recording.failed")
+    sandbox.clear_faults()
+    (place.failed / "sub" / "call.wav").rename(place.failed / "look at this.wav")
+    (place.failed / "old.wav").write_bytes(sample(".wav", "old"))
+
+    run = heifyd("retry", str(place.failed / "look at this.wav"), "--config", str(place.config))
+    the_rest = heifyd("retry", "--all", "--config", str(place.config))
+
+    assert (run.returncode, run.stdout) == (0, f"{place.calls}/sub/call.wav\n")
+    assert (the_rest.returncode, the_rest.stdout) == (0, f"{place.calls}/old.wav\n")
+    assert sorted(files_below(place.calls)) == ["old.wav", "sub/call.wav"]
+    with running(place) as daemon:
+        daemon.await_event("recording.done", 2)
+
+
 def test_retry_of_nothing_is_a_mistake(place: Place) -> None:
     assert heifyd("retry", "--config", str(place.config)).returncode == 2
 

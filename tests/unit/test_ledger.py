@@ -439,7 +439,7 @@ def test_a_failed_recording_that_was_brought_back_is_no_longer_counted_as_failed
     ledger.ended(claimed(ledger), State.FAILED, NOW + 1)
     last, first = ledger.failed(FOLDER)
 
-    ledger.brought_back(first)
+    ledger.brought_back(first.identity)
 
     assert ledger.failed(FOLDER) == [last]
     assert ledger.counts(FOLDER, NOW).failed == 1
@@ -547,7 +547,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def bring_back(self) -> None:
         for failed in self.ledger.failed(FOLDER):
-            self.ledger.brought_back(failed)
+            self.ledger.brought_back(failed.identity)
 
     @rule()
     def restart(self) -> None:
