@@ -26,7 +26,7 @@ class Finding:
     text: str
 
 
-@click.command("check")
+@click.command("check", short_help="Check configuration, permissions, and how each folder is watched.")
 @config_option
 @click.option("--online", is_flag=True, help="Also ask Heify whether the key works and every id is known.")
 def command(config_path: Path, online: bool) -> int:

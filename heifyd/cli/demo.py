@@ -132,7 +132,7 @@ AFTER: Final = (
 )
 
 
-@click.command("demo")
+@click.command("demo", short_help="Show the whole job on this machine.")
 @click.option(
     "--keep", type=click.Path(file_okay=False, path_type=Path), help="Do it in this directory, and leave all there."
 )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from heifyd.recording import Identity
 
 
-@click.command("retry")
+@click.command("retry", short_help="Move failed recordings back, to be uploaded again.")
 @config_option
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
@@ -108,7 +108,7 @@ def _files_below(directory: str) -> "Iterator[tuple[str, tuple[int, int]]]":
         for name in names:
             place = os.path.join(where, name)
             found = os.lstat(place)
-            if stat.S_ISREG(found.st_mode) and not name.endswith(".error.json"):
+            if stat.S_ISREG(found.st_mode) and not name.startswith(".") and not name.endswith(".error.json"):
                 yield place, (found.st_size, found.st_mtime_ns)
 
 

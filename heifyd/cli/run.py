@@ -9,7 +9,7 @@ import click
 from heifyd.cli import config_option
 
 
-@click.command("run")
+@click.command("run", short_help="Run the daemon.")
 @config_option
 @click.option(
     "--log",

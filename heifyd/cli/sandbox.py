@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from heifyd.sandbox import Edition
 
 
-@click.command("sandbox")
+@click.command("sandbox", short_help="Run a local Heify to rehearse against.")
 @click.option("--port", default=8800, show_default=True, help="Where to listen; 0 takes a free port.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(

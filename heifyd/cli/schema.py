@@ -5,7 +5,7 @@ import json
 import click
 
 
-@click.command("schema")
+@click.command("schema", short_help="Print the JSON Schema of the configuration.")
 def command() -> int:
     """Print the JSON Schema of the configuration, for editors that complete and check it."""
     from heifyd import config

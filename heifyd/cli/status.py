@@ -35,7 +35,7 @@ class Status:
     folders: Sequence[FolderStatus]
 
 
-@click.command("status")
+@click.command("status", short_help="Show what waits, what is done, what failed, what is held.")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(config_path: Path, as_json: bool) -> int:

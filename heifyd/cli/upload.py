@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from heifyd.recording import Ids
 
 
-@click.command("upload")
+@click.command("upload", short_help="Upload single files now.")
 @config_option
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--like", type=click.Path(path_type=Path), help="Send under the ids of this watched folder.")
