@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -16,29 +17,53 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import pytest
 
 from heifyd.sandbox import API_KEY, CONFIGURATION_ID, EVALUATOR_ID, PARTICIPANT_ID
 
 LIMIT_S = 60.0
 """How long a state is waited for before the test fails."""
 
+ROOT = Path(__file__).parents[1]
+
+ANY_KEY_OR_SIGNATURE = re.compile(re.escape(API_KEY) + r"|Signature(=|%3D)[0-9A-Za-z]", re.IGNORECASE)
+"""What no output but the sandbox's own may hold: the key that the tests use, or any signature of a URL."""
+
 Event = dict[str, Any]
 
 
 class Process:
-    """A `heifyd` command as a process; every line of its output is kept."""
+    """A `heifyd` command as a process; every line of its output is kept, and none may hold a secret.
 
-    def __init__(self, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
+    `prefix` is a command that runs it (`strace -f`, `ip netns exec ...`), `module` what python runs in heifyd's stead
+    (`tests.rehearsal`), `user` the numeric id of the user it runs as, which takes root.
+    """
+
+    may_tell_the_key = False
+
+    def __init__(
+        self,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        module: str = "heifyd",
+        user: int | None = None,
+    ) -> None:
         self.lines: list[str] = []
         self.changed = threading.Condition()
         self.over = False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "heifyd", *arguments],
+            [*prefix, sys.executable, "-m", module, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             encoding="utf-8",
+            errors="backslashreplace",
+            cwd=ROOT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})},
+            user=user,
+            group=user,
+            extra_groups=None if user is None else (),
         )
         self._reader = threading.Thread(target=self._read, name="test-output")
         self._reader.start()
@@ -85,6 +110,8 @@ class Process:
         self._reader.join()
         assert self._process.stdout is not None
         self._process.stdout.close()
+        if not self.may_tell_the_key:
+            assert_tells_no_secret(self.output)
         return code
 
     def __enter__(self) -> Self:
@@ -99,8 +126,8 @@ class Process:
 class DaemonProcess(Process):
     """`heifyd run`, its log read as events."""
 
-    def __init__(self, config: Path, environ: Mapping[str, str] | None = None) -> None:
-        super().__init__("run", "--config", str(config), "--log", "json", environ=environ)
+    def __init__(self, config: Path, environ: Mapping[str, str] | None = None, **how: Any) -> None:
+        super().__init__("run", "--config", str(config), "--log", "json", environ=environ, **how)
 
     def events(self, *names: str) -> list[Event]:
         """Return the events so far, all or those of these names."""
@@ -124,6 +151,8 @@ class DaemonProcess(Process):
 
 class SandboxProcess(Process):
     """`heifyd sandbox` on a loopback port."""
+
+    may_tell_the_key = True
 
     def __init__(self, data: Path, *options: str, port: int = 0) -> None:
         super().__init__("sandbox", "--port", str(port), "--data", str(data), *options)
@@ -219,9 +248,33 @@ def files_below(directory: Path) -> dict[str, Path]:
     return {os.fspath(path.relative_to(directory)): path for path in directory.rglob("*") if path.is_file()}
 
 
+def need(available: object, what: str) -> None:
+    """Skip a test, and say so, where the machine lacks what it takes."""
+    if not available:
+        pytest.skip(f"SKIPPED LOUDLY: this takes {what}")
+
+
+def need_root() -> None:
+    need(os.geteuid() == 0, "root")
+
+
+def need_program(name: str) -> str:
+    """Return where a program is, or skip the test."""
+    found = shutil.which(name)
+    need(found, f"the program {name}")
+    assert found is not None
+    return found
+
+
+def assert_tells_no_secret(text: str) -> None:
+    """Fail where a text holds the API key or a URL's signature; the message does not repeat it."""
+    found = ANY_KEY_OR_SIGNATURE.search(text)
+    assert found is None, f"a secret after {text[max(found.start() - 200, 0) : found.start()]!r}"
+
+
 @contextmanager
-def running(place: Place, environ: Mapping[str, str] | None = None) -> Iterator[DaemonProcess]:
+def running(place: Place, environ: Mapping[str, str] | None = None, **how: Any) -> Iterator[DaemonProcess]:
     """Run the daemon until it has started, for the block; it must stop with 0."""
-    with DaemonProcess(place.config, environ) as daemon:
+    with DaemonProcess(place.config, environ, **how) as daemon:
         yield daemon.started()
         assert daemon.end() == 0, daemon.output
