@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
@@ -293,25 +293,35 @@ def _as_yaml(value: object) -> str:
     return json.dumps(value, default=lambda other: sorted(other) if isinstance(other, frozenset) else str(other))
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Config:
-    """Read the configuration; `environ` decides where the ledger is if the file does not. Raises ConfigError."""
+def load(
+    path: Path, environ: Mapping[str, str], *, may_be_missing: Callable[[Path, Path], bool] = lambda *_: False
+) -> Config:
+    """Read the configuration; `environ` decides where the ledger is if the file does not. Raises ConfigError.
+
+    A folder that is not there is an error, unless `may_be_missing`, given the ledger's path and the folder's, says no.
+    """
     source = config_source.read(path)
     errors: list[ErrorDetails] = []
     config = None
+    given = {"ledger": default_ledger(environ), **source.data}
+
+    def may_miss(folder: Path) -> bool:
+        return may_be_missing(Path(str(given["ledger"])).expanduser(), folder)
+
     try:
-        config = Config.model_validate({"ledger": default_ledger(environ), **source.data})
+        config = Config.model_validate(given, context=may_miss)
     except ValidationError as invalid:
         errors = invalid.errors(include_url=False)
     keys = {path: _examples(model) for path, model in _MODELS.items()}
-    problems = config_source.explain(source, errors, keys, _crossings(source))
+    problems = config_source.explain(source, errors, keys, _crossings(source, may_miss))
     if problems or config is None:
         raise ConfigError(problems)
     return config
 
 
-def _crossings(source: Source) -> Iterator[Problem]:
+def _crossings(source: Source, may_miss: Callable[[Path], bool]) -> Iterator[Problem]:
     """Say which folders get into each other's way; takes the folders whose places are right, whatever else is wrong."""
-    places = dict(_places(source))
+    places = dict(_places(source, may_miss))
     first: dict[str, int] = {}
     for at, place in places.items():
         first.setdefault(os.path.realpath(place.path), at)
@@ -341,13 +351,14 @@ def _misplaced(source: Source, at: int, place: _Place, watched: Mapping[str, int
         yield source.problem(("folders", at, "failed"), "is the same directory as done; write another one")
 
 
-def _places(source: Source) -> Iterator[tuple[int, _Place]]:
+def _places(source: Source, may_miss: Callable[[Path], bool]) -> Iterator[tuple[int, _Place]]:
     """Give each folder whose `path`, `recursive`, `done` and `failed` are right, with its position."""
     folders = source.data.get("folders")
     for at, folder in enumerate(folders if isinstance(folders, tuple) else ()):
         if isinstance(folder, dict):
             try:
-                yield at, _Place.model_validate({key: folder[key] for key in folder.keys() & _Place.model_fields})
+                place = {key: folder[key] for key in folder.keys() & _Place.model_fields}
+                yield at, _Place.model_validate(place, context=may_miss)
             except ValidationError:
                 continue
 

@@ -1,5 +1,6 @@
 """The kinds of text in a configuration (durations, ids, paths, templates, patterns, addresses), and their errors."""
 
+import errno
 import os
 import re
 import stat
@@ -8,7 +9,7 @@ from string import Formatter
 from typing import Annotated, Final, TypeAlias
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
 from heifyd.globs import compiled
 from heifyd.recording import CONTENT_TYPES, is_loopback
@@ -69,13 +70,16 @@ def _absolute(value: object) -> Path:
     return path
 
 
-def _directory(value: object) -> Path:
+def _directory(value: object, info: ValidationInfo) -> Path:
+    """Take the path of a directory; one that cannot be looked at passes if the context, a function of it, says so."""
     path = _absolute(value)
     try:
         mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError("does not exist; create the directory, or correct the path") from None
     except OSError as bad:
+        if info.context is not None and info.context(path):
+            return path
+        if bad.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise ValueError("does not exist; create the directory, or correct the path") from None
         raise ValueError(f"cannot be looked at ({bad.strerror}); let heifyd's user reach it, or correct it") from None
     if not stat.S_ISDIR(mode):
         raise ValueError("is not a directory; write the directory that the recorder writes to")

@@ -4,22 +4,23 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from heifyd import __version__, config, faults, mounts, watch
+from heifyd import __version__, config, faults, ledger, mounts, watch
 from heifyd.api_key import read_key
 from heifyd.config import Config, ConfigError, Folder
-from heifyd.faults import FaultError
-from heifyd.heify import Heify
-from heifyd.intake import Intake
-from heifyd.ledger import Ledger, LedgerError, LedgerInUseError
+from heifyd.faults import Fault, FaultError
+from heifyd.heify import Heify, boot_clock_s, boot_id
+from heifyd.intake import Intake, Manner
+from heifyd.ledger import Ledger, LedgerDamagedError, LedgerError, LedgerInUseError, LedgerUnwritableError
 from heifyd.log import Log, Redactor, libraries_to
 from heifyd.pace import Pace, TokenBucket
 from heifyd.service import Call, Calls, Exit, signals_to
-from heifyd.settle import Rule, Settling
+from heifyd.settle import Rule
 from heifyd.upload import Uploads
-from heifyd.watch import Observing, Plan
+from heifyd.watch import Observing
 
 _HOUSEKEEPING_S: Final = 3600.0
 _CUT_OFF_S: Final = 10.0
@@ -27,22 +28,20 @@ _READY_S: Final = 10.0
 _SETTLE_S: Final = {False: 2.0, True: 30.0}
 _RESCAN_S: Final = {"events": 60.0, "poll": 10.0}
 _DAY_S: Final = 86400.0
+_AGAIN_S: Final = 1.0
 
 
-def plan_of(folder: Folder) -> Plan:
-    """Decide how a folder is watched. Raises OSError where the mounts cannot be read."""
-    return watch.plan(os.path.realpath(folder.path), folder.watch, mounts.own_mounts())
-
-
-def settle_rule(folder: Folder, plan: Plan) -> Rule:
-    """Decide when a folder's files count as quiet."""
-    seconds = _SETTLE_S[plan.remote] if folder.settle_seconds is None else folder.settle_seconds
-    return Rule(seconds, least_looks=2 if plan.remote else 1, trust_age=not plan.remote)
-
-
-def rescan_seconds(folder: Folder, plan: Plan) -> float:
-    """Decide how often a folder is scanned."""
-    return folder.rescan_seconds or _RESCAN_S[plan.kind]
+def manner_of(folder: Folder) -> Manner:
+    """Decide how a folder is looked after, where it is mounted now. Raises OSError where the mounts cannot be read."""
+    plan = watch.plan(os.path.realpath(folder.path), folder.watch, mounts.own_mounts())
+    settle_s = _SETTLE_S[plan.remote] if folder.settle_seconds is None else folder.settle_seconds
+    rescan_s = folder.rescan_seconds or _RESCAN_S[plan.kind]
+    return Manner(
+        plan,
+        Rule(settle_s, least_looks=2 if plan.remote else 1, trust_age=not plan.remote),
+        rescan_seconds=rescan_s,
+        poll_seconds=min(rescan_s, _RESCAN_S["poll"]),
+    )
 
 
 def key_reader(settings: Config, environ: Mapping[str, str], redact: Redactor) -> Callable[[], str]:
@@ -59,52 +58,55 @@ def key_reader(settings: Config, environ: Mapping[str, str], redact: Redactor) -
     return read
 
 
+class LedgerHold:
+    """Tells, once when it begins and once when it ends, that nothing goes on because the ledger cannot be written."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._began_s: float | None = None
+
+    def __call__(self, trouble: str | None) -> None:
+        """Take in what is wrong, or None where that is over."""
+        if trouble is not None and self._began_s is None:
+            self._began_s = time.monotonic()
+            fault = faults.of_ledger(trouble)
+            self._log.error("hold.started", **self._about(fault), detail=fault.detail, what_to_do=fault.advice)
+        elif trouble is None and self._began_s is not None:
+            lasted_s = round(time.monotonic() - self._began_s, 1)
+            self._began_s = None
+            self._log.info("hold.ended", **self._about(faults.of_ledger("")), lasted_s=lasted_s)
+
+    @staticmethod
+    def _about(fault: Fault) -> dict[str, str]:
+        return {"scope": "everything", "owner": fault.owner, "reason": fault.reason}
+
+
 class Daemon:
     """All threads of one configuration: one intake a folder, the workers, and watchdog's."""
 
-    def __init__(self, settings: Config, key: Callable[[], str], log: Log, calls: Calls) -> None:
-        """Build the rooms. Raises LedgerError, LedgerInUseError."""
+    def __init__(
+        self, settings: Config, key: Callable[[], str], log: Log, calls: Calls, report: Callable[[str | None], None]
+    ) -> None:
+        """Build the rooms; `report` is told when the ledger cannot be written, and None after. Raises LedgerError."""
         self._settings = settings
+        self.ledger = settings.ledger
         self._log = log
         self._calls = calls
+        self.damage: str | None = None
+        """What is wrong with the ledger's file, once it was found damaged."""
         self._threads: list[threading.Thread] = []
         """The workers first, then the intakes."""
-        self._ledger = Ledger(settings.ledger)
-        try:
-            self._ledger.lock()
-        except LedgerInUseError:
-            self._ledger.close()
-            raise
+        self._ledger = _open_ledger(settings.ledger, log, report)
         self._observing = Observing()
         self._heify = Heify(settings.api.base_url, key, connections=settings.workers)
         limit = settings.api.rate_limit
         bucket = TokenBucket.full(limit.per_minute, limit.burst, time.monotonic()) if limit else None
         folders = {os.fspath(folder.path): folder for folder in settings.folders}
         self._uploads = Uploads(folders, self._ledger, self._heify, Pace(bucket), log, retry_for_s=settings.retry_for)
-        self._intakes = [self._intake(folder) for folder in settings.folders]
-
-    def _intake(self, folder: Folder) -> Intake:
-        plan = plan_of(folder)
-        rule = settle_rule(folder, plan)
-        rescan_s = rescan_seconds(folder, plan)
-        self._log.info(
-            "folder.watched",
-            folder=os.fspath(folder.path),
-            watch=plan.kind,
-            reason=plan.reason,
-            settle_seconds=rule.settle_seconds,
-            rescan_seconds=rescan_s,
-        )
-        return Intake(
-            folder,
-            plan,
-            Settling(rule),
-            self._ledger,
-            self._observing,
-            self._log,
-            rescan_seconds=rescan_s,
-            poll_seconds=min(rescan_s, _RESCAN_S["poll"]),
-        )
+        self._intakes = [
+            Intake(folder, partial(manner_of, folder), self._ledger, self._observing, log)
+            for folder in settings.folders
+        ]
 
     def start(self) -> None:
         """Start every thread, and come back when all folders are watched, or hang."""
@@ -136,6 +138,8 @@ class Daemon:
         def supervised() -> None:
             try:
                 target()
+            except LedgerDamagedError as error:
+                self._ledger_is_damaged(error)
             except Exception:  # noqa: BLE001 (a thread's top: it is logged, and the daemon ends with it)
                 self._log.critical("thread.died", thread=name, exc_info=True)
                 self._calls.put(Call.DIED)
@@ -144,14 +148,25 @@ class Daemon:
         self._threads.append(thread)
         thread.start()
 
+    def _ledger_is_damaged(self, error: LedgerDamagedError) -> None:
+        self.damage = str(error)
+        self._calls.put(Call.DAMAGED)
+
     def rescan(self) -> None:
         """Have every folder scanned now."""
         for intake in self._intakes:
             intake.hints.scan()
 
     def housekeeping(self) -> None:
-        """Delete history that is older than `history_days`."""
-        pruned = self._ledger.prune(time.time() - self._settings.history_days * _DAY_S)
+        """Delete history that is older than `history_days`, and URLs that no longer live."""
+        try:
+            self._ledger.forget_urls(boot_clock_s(), boot_id())
+            pruned = self._ledger.prune(time.time() - self._settings.history_days * _DAY_S)
+        except LedgerUnwritableError:
+            return  # the threads that cannot go on without it tell of that; this can wait an hour
+        except LedgerDamagedError as error:
+            self._ledger_is_damaged(error)
+            return
         if pruned:
             self._log.info("ledger.pruned", recordings=pruned)
 
@@ -159,6 +174,7 @@ class Daemon:
         """End every thread: running uploads get the grace, then are left; return False if a thread hangs."""
         until_s = time.monotonic() + self._settings.shutdown_grace
         self._uploads.stop()
+        self._ledger.give_up()
         for intake in self._intakes:
             intake.stop()
         for thread in reversed(self._threads):
@@ -180,6 +196,38 @@ class Daemon:
         return True
 
 
+def _open_ledger(path: Path, log: Log, report: Callable[[str | None], None]) -> Ledger:
+    """Open the ledger for this daemon alone; a damaged file is set aside, and a new one begun. Raises LedgerError."""
+    try:
+        return Ledger.of_daemon(path, report)
+    except LedgerDamagedError as error:
+        _set_aside(path, str(error), log)
+        return Ledger.of_daemon(path, report)
+
+
+def _set_aside(path: Path, damage: str, log: Log) -> None:
+    kept = ledger.set_aside(path)
+    detail = (
+        f"{damage}; heifyd begins a new one and goes on from what lies in the folders. "
+        "A recording that was uploaded and not moved yet is sent again"
+    )
+    log.error("ledger.set_aside", detail=detail, kept_as=os.fspath(kept))
+
+
+def _known_before(ledger_path: Path, folder: Path) -> bool:
+    """Tell whether the ledger has recordings of a folder: then it is away, and no mistake of the configuration."""
+    try:
+        history = Ledger(ledger_path, create=False)
+    except LedgerError:
+        return False
+    try:
+        return os.fspath(folder) in history.folders()
+    except LedgerError:
+        return False
+    finally:
+        history.close()
+
+
 def run(path: Path, environ: Mapping[str, str], log: Log, redact: Redactor) -> Exit:
     """Run the daemon of the configuration at `path` until a signal ends it. Problems are logged, not raised."""
     calls = Calls()
@@ -193,52 +241,86 @@ def run(path: Path, environ: Mapping[str, str], log: Log, redact: Redactor) -> E
     threading.excepthook = thread_died
     try:
         with signals_to(calls), libraries_to(log):
-            return _run(path, environ, log, redact, calls)
+            return Runner(path, environ, log, redact, calls).run()
+    except Exception:  # the main thread's top: what Python itself prints could hold a secret
+        log.critical("thread.died", thread="main", exc_info=True)
+        return Exit.INTERNAL
     finally:
         threading.excepthook = hook_before
 
 
-def _run(path: Path, environ: Mapping[str, str], log: Log, redact: Redactor, calls: Calls) -> Exit:
-    def started() -> Daemon:
-        settings = config.load(path, environ)
-        redact.hide(read_key(settings.api, environ))
-        daemon = Daemon(settings, key_reader(settings, environ, redact), log, calls)
-        daemon.start()
-        daemon.housekeeping()
-        return daemon
+class Runner:
+    """The main thread: makes a daemon, does what it is called for, and makes another where that takes one."""
 
-    try:
-        daemon = started()
-        while (call := calls.take(_HOUSEKEEPING_S)) not in (Call.STOP, Call.DIED):
-            if call is Call.RELOAD and _is_valid(path, environ, log):
-                log.info("daemon.reloading")
-                if not daemon.stop():
-                    return Exit.INTERNAL
-                daemon = started()
-            elif call is Call.RESCAN:
+    def __init__(self, path: Path, environ: Mapping[str, str], log: Log, redact: Redactor, calls: Calls) -> None:
+        self._path = path
+        self._environ = environ
+        self._log = log
+        self._redact = redact
+        self._calls = calls
+        self._ledger_hold = LedgerHold(log)
+
+    def run(self) -> Exit:
+        """Run until a call ends it."""
+        try:
+            return self._run()
+        except ConfigError as error:
+            _log_problems(self._log, "config.invalid", error)
+            return Exit.CONFIG
+        except LedgerError as error:
+            self._log.critical("ledger.unusable", detail=str(error))
+            return Exit.IN_USE if isinstance(error, LedgerInUseError) else Exit.CONFIG
+
+    def _run(self) -> Exit:
+        daemon = self._started()
+        if daemon is None:
+            return Exit.OK
+        while (call := self._calls.take(_HOUSEKEEPING_S)) not in (Call.STOP, Call.DIED):
+            if call is Call.RESCAN:
                 daemon.rescan()
             elif call is None:
                 daemon.housekeeping()
-    except ConfigError as error:
-        _log_problems(log, "config.invalid", error)
-        return Exit.CONFIG
-    except LedgerError as error:
-        log.critical("ledger.unusable", detail=str(error))
-        return Exit.IN_USE if isinstance(error, LedgerInUseError) else Exit.CONFIG
-    log.info("daemon.stopping")
-    stopped = daemon.stop()
-    log.info("daemon.stopped")
-    return Exit.OK if stopped and call is Call.STOP else Exit.INTERNAL
+            elif daemon.damage is not None if call is Call.DAMAGED else self._is_valid():
+                self._log.info("daemon.reloading")
+                if not daemon.stop():
+                    return Exit.INTERNAL
+                if daemon.damage is not None:
+                    _set_aside(daemon.ledger, daemon.damage, self._log)
+                daemon = self._started()
+                if daemon is None:
+                    return Exit.OK
+        self._log.info("daemon.stopping")
+        stopped = daemon.stop()
+        self._log.info("daemon.stopped")
+        return Exit.OK if stopped and call is Call.STOP else Exit.INTERNAL
 
+    def _started(self) -> Daemon | None:
+        """Make a daemon and start it; None where heifyd was told to stop while the ledger could not be written."""
+        while True:
+            settings = config.load(self._path, self._environ, may_be_missing=_known_before)
+            self._redact.hide(read_key(settings.api, self._environ))
+            key = key_reader(settings, self._environ, self._redact)
+            try:
+                daemon = Daemon(settings, key, self._log, self._calls, self._ledger_hold)
+            except LedgerUnwritableError as error:
+                self._ledger_hold(str(error))
+                if self._calls.take(_AGAIN_S) is Call.STOP:
+                    self._log.info("daemon.stopped")
+                    return None
+                continue
+            self._ledger_hold(None)
+            daemon.start()
+            daemon.housekeeping()
+            return daemon
 
-def _is_valid(path: Path, environ: Mapping[str, str], log: Log) -> bool:
-    """Tell whether the configuration could be used; where it could not, the log says why and nothing changes."""
-    try:
-        read_key(config.load(path, environ).api, environ)
-    except ConfigError as error:
-        _log_problems(log, "config.rejected", error)
-        return False
-    return True
+    def _is_valid(self) -> bool:
+        """Tell whether the configuration could be used; where it could not, the log says why and nothing changes."""
+        try:
+            read_key(config.load(self._path, self._environ, may_be_missing=_known_before).api, self._environ)
+        except ConfigError as error:
+            _log_problems(self._log, "config.rejected", error)
+            return False
+        return True
 
 
 def _log_problems(log: Log, event: str, error: ConfigError) -> None:

@@ -15,6 +15,7 @@ class Owner(StrEnum):
     ACCOUNT = "account"
     SERVICE = "service"
     FOLDER = "folder"
+    LEDGER = "ledger"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,8 @@ class Fault:
 
     FILE: the file goes to `failed/`. MAPPING: its folder holds. ACCOUNT: everything holds. SERVICE (network included):
     the file is tried again later, and everything holds when it goes on. FOLDER: the folder, or where its files go, is
-    missing or full; it holds. `reason` is a stable word for the log, `detail` what was seen, `advice` what a
-    person can do. `retry_after_s` is the wait the server asked for.
+    missing or full; it holds. LEDGER: nothing can be written down, so everything holds. `reason` is a stable word for
+    the log, `detail` what was seen, `advice` what a person can do. `retry_after_s` is the wait the server asked for.
     """
 
     owner: Owner
@@ -65,6 +66,11 @@ def of_mapping(reason: str, detail: str) -> Fault:
 def of_folder(reason: str, detail: str) -> Fault:
     """Make the fault of a folder, or a directory its files go to, that cannot be used now."""
     return Fault(Owner.FOLDER, reason, detail, f"see to the directory, its permissions and its disk; {_WAIT}")
+
+
+def of_ledger(detail: str) -> Fault:
+    """Make the fault of a ledger that cannot be written at present."""
+    return Fault(Owner.LEDGER, "ledger_unwritable", detail, f"make room on its disk, or see to it; {_WAIT}")
 
 
 def of_key(detail: str) -> Fault:

@@ -31,17 +31,35 @@ def move(identity: Identity, target: Path) -> str:
 
     `target` is made where it is missing; where it lies inside the recording's folder it is reached without following a
     symlink. A name that is taken gets ``~1``, ``~2`` … before its extension. On another file system it is
-    copied, synced, renamed and only then unlinked. Raises ChangedError, FileNotFoundError where the recording is gone,
-    tree.NotARegularFileError, or OSError.
+    copied, synced, renamed and only then unlinked. Where it was moved already, by a move whose end was not noted, that
+    is found and told. Raises ChangedError, FileNotFoundError where the recording is gone, tree.NotARegularFileError, or
+    OSError.
     """
     subfolder, _, name = identity.path.rpartition("/")
-    with tree.opened(tree.open_root(identity.folder)) as root, tree.parent_of(root, identity.path) as (source, _):
-        found = os.stat(name, dir_fd=source, follow_symlinks=False)
-        if Stamp.of(found).identity(identity.folder, identity.path) != identity:
-            raise ChangedError(f"{identity.path} was written to after it was sent")
-        with _target_directory(root, identity.folder, target, subfolder) as directory:
-            moved = _move_into(source, name, directory)
+    with tree.opened(tree.open_root(identity.folder)) as root:
+        try:
+            with tree.parent_of(root, identity.path) as (source, _):
+                found = os.stat(name, dir_fd=source, follow_symlinks=False)
+                if not _is_it(found, identity):
+                    raise ChangedError(f"{identity.path} was written to after it was sent")
+                with _target_directory(root, identity.folder, target, subfolder) as directory:
+                    moved = _move_into(source, name, directory)
+        except FileNotFoundError:
+            with _target_directory(root, identity.folder, target, subfolder, create=False) as directory:
+                moved = _moved_before(identity, directory, name)
     return os.path.join(target, subfolder, moved)
+
+
+def _is_it(found: os.stat_result, identity: Identity) -> bool:
+    return stat.S_ISREG(found.st_mode) and Stamp.of(found).identity(identity.folder, identity.path) == identity
+
+
+def _moved_before(identity: Identity, directory: int, wanted: str) -> str:
+    """Return the name that an earlier move has given to a recording. Raises FileNotFoundError where there was none."""
+    for name in _free_names(wanted):
+        if _is_it(os.stat(name, dir_fd=directory, follow_symlinks=False), identity):
+            return name
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), identity.path)
 
 
 def bring_back(filed_at: str, identity: Identity) -> str:
@@ -101,19 +119,20 @@ def _shortened(stem: str, ending: str) -> str:
 
 
 @contextmanager
-def _target_directory(root: int, folder: str, target: Path, subfolder: str) -> Iterator[int]:
-    """Open the directory to move into, and make it where it is missing."""
+def _target_directory(root: int, folder: str, target: Path, subfolder: str, *, create: bool = True) -> Iterator[int]:
+    """Open the directory to move into; with `create` it is made where it is missing."""
     try:
         inside = target.relative_to(folder)
     except ValueError:
-        target.mkdir(parents=True, exist_ok=True)
+        if create:
+            tree.make_directories(target)
         with (
             tree.opened(tree.open_root(target)) as outside,
-            tree.opened(tree.open_directory(outside, subfolder, create=True)) as fd,
+            tree.opened(tree.open_directory(outside, subfolder, create=create)) as fd,
         ):
             yield fd
     else:
-        with tree.opened(tree.open_directory(root, os.path.join(inside, subfolder), create=True)) as fd:
+        with tree.opened(tree.open_directory(root, os.path.join(inside, subfolder), create=create)) as fd:
             yield fd
 
 

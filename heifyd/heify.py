@@ -62,6 +62,7 @@ class Heify:
             timeout=TIMEOUT,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=2 * connections, keepalive_expiry=60.0),
             headers={"User-Agent": "heifyd"},
+            mounts={"http://": None},  # plain http is for loopback alone: no proxy of the environment sees it
         )
 
     def close(self) -> None:
@@ -99,7 +100,9 @@ class Heify:
         except (KeyError, TypeError) as error:
             raise _unintelligible("/request-upload-url", f"there is no usable {error.args[0]} in its answer") from None
         must_be_safe(url, self._base_url)
-        return Ticket(transcription_id, url, given, name, arrived_s + url_lifetime_s(url), boot_id())
+        ticket = Ticket(transcription_id, url, given, name, arrived_s + url_lifetime_s(url), boot_id())
+        signed_headers(ticket)  # a URL that cannot be used is found out before it is kept
+        return ticket
 
     def put(
         self, ticket: Ticket, fd: int, size_bytes: int, content_type: str, sent: Callable[[int], None] = lambda _: None

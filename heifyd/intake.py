@@ -1,24 +1,31 @@
 """The first journey: from a path that may have changed to a finished recording in the ledger."""
 
+import errno
 import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from heifyd import probe, tree, watch
-from heifyd.ledger import Added, Ledger
+from heifyd.ledger import Added, Ledger, LedgerUnwritableError
 from heifyd.log import Log
 from heifyd.probe import Check
-from heifyd.recording import Identity, Stamp, extension
-from heifyd.settle import Settling, is_temporary
+from heifyd.recording import HEAD_BYTES, Identity, Stamp, extension, riff_surplus
+from heifyd.settle import Rule, Settling, is_temporary
 from heifyd.watch import Entry, Hints, Observing, Plan, Walk
 
 _BUSY_S: Final = 1.0
 _MOST_REMEMBERED: Final = 1000
+_UNFINISHED_WAV: Final = 10.0
+"""For so many times `settle_seconds` a WAV is waited for whose header and size disagree, where writers are not seen."""
+
+_SHORTAGES: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+"""Errors that are this process's or the machine's, and say nothing of the file or folder that they came with."""
 
 
 class IntakeFolder(Protocol):
@@ -39,29 +46,46 @@ class IntakeFolder(Protocol):
     def excludes(self, relative_path: str) -> bool: ...  # noqa: D102
 
 
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a folder is looked after: how it is watched, when its files are quiet, how often it is scanned (seconds).
+
+    `poll_seconds` is how often where its events cannot be had.
+    """
+
+    plan: Plan
+    rule: Rule
+    rescan_seconds: float
+    poll_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """A finished recording; `detail` says what is odd about it, None where nothing is."""
+
+    identity: Identity
+    detail: str | None
+
+
 class Intake:
     """One folder's intake; one thread runs `work` until `stop`."""
 
     def __init__(
         self,
         folder: IntakeFolder,
-        plan: Plan,
-        settling: Settling,
+        manner_of: Callable[[], Manner],
         ledger: Ledger,
         observing: Observing,
         log: Log,
-        *,
-        rescan_seconds: float,
-        poll_seconds: float,
     ) -> None:
+        """`manner_of` is asked each time that the folder is another directory than before, as when it was mounted."""
         self._folder = folder
-        self._plan = plan
-        self._settling = settling
+        self._manner_of = manner_of
+        self._manner = manner_of()
+        self._settling = Settling(self._manner.rule)
         self._ledger = ledger
         self._observing = observing
         self._log = log.bind(folder=os.fspath(folder.path))
-        self._rescan_seconds = rescan_seconds
-        self._poll_seconds = poll_seconds
         self._name = os.fspath(folder.path)
         self._own = tuple(_below(self._name, os.fspath(target)) for target in (folder.done, folder.failed))
         self._stopping = threading.Event()
@@ -71,7 +95,7 @@ class Intake:
         self._scan_root = -1
         self._next_scan_s = 0.0
         self._is_watched = False
-        self._walk = Walk(folder.recursive, self._is_recording, self._is_entered, self._pass_over)
+        self._walk = Walk(folder.recursive, self._is_recording, self._is_entered, self._tell_unreadable)
         self.hints = Hints()
         self.ready = threading.Event()
         """Set once the folder is watched, or found to be missing."""
@@ -86,6 +110,10 @@ class Intake:
         try:
             while not self._stopping.is_set():
                 self._turn()
+        except LedgerUnwritableError:
+            if not self._stopping.is_set():
+                raise
+            # What is not in the ledger yet lies in the folder, for the next start.
         finally:
             self.ready.set()
             self._end_scan()
@@ -116,29 +144,53 @@ class Intake:
         try:
             self._scan_root = tree.open_root(self._name)
         except OSError as error:
-            if self._root is not None or not self.ready.is_set():
-                self._log.error(
-                    "folder.missing", detail=f"it cannot be opened: {error.strerror}; heifyd waits for it to come back"
-                )
-            self._root, self._is_watched = None, False
-            self._observing.unwatch(os.path.realpath(self._name))
-            self.ready.set()
+            self._miss(error)
             return
         found = os.fstat(self._scan_root)
         root = (found.st_dev, found.st_ino)
         if root != self._root:
-            if self.ready.is_set():
-                self._log.warning("folder.back", detail="it is there again, or another directory has taken its place")
-            self._root = root
-            self._watch()
-            self._next_scan_s = time.monotonic() + self._interval_s()
-        elif self._plan.kind == "events" and not self._is_watched:
+            try:
+                self._begin_anew(root)
+            except OSError as error:
+                self._end_scan()
+                self._miss(error)
+                return
+        elif self._manner.plan.kind == "events" and not self._is_watched:
             self._watch()
         self.ready.set()
         self._scan = watch.scan(self._scan_root, self._walk)
 
+    def _miss(self, error: OSError) -> None:
+        """Take in that the folder cannot be opened."""
+        if error.errno in _SHORTAGES:
+            self._tell_unreadable("", error)
+        else:
+            if self._root is not None or not self.ready.is_set():
+                detail = f"it cannot be opened: {error.strerror}; heifyd waits for it to come back"
+                self._log.error("folder.missing", detail=detail)
+            self._root, self._is_watched = None, False
+            self._observing.unwatch(os.path.realpath(self._name))
+        self.ready.set()
+
+    def _begin_anew(self, root: tuple[int, int]) -> None:
+        """Look after a directory that was not there at the last scan. Raises OSError."""
+        self._manner = self._manner_of()
+        self._settling = Settling(self._manner.rule)
+        if self.ready.is_set():
+            self._log.warning("folder.back", detail="it is there again, or another directory has taken its place")
+        self._root = root
+        self._log.info(
+            "folder.watched",
+            watch=self._manner.plan.kind,
+            reason=self._manner.plan.reason,
+            settle_seconds=self._manner.rule.settle_seconds,
+            rescan_seconds=self._manner.rescan_seconds,
+        )
+        self._watch()
+        self._next_scan_s = time.monotonic() + self._interval_s()
+
     def _watch(self) -> None:
-        if self._plan.kind != "events":
+        if self._manner.plan.kind != "events":
             return
         try:
             self._observing.watch(os.path.realpath(self._name), self.hints, recursive=self._folder.recursive)
@@ -149,13 +201,13 @@ class Intake:
             self._tell(
                 "watch.polling",
                 "",
-                detail=f"{error.strerror}; the folder is polled every {self._poll_seconds:g} s until then",
-                what_to_do=advice,
+                detail=f"{error.strerror}; the folder is polled every {self._manner.poll_seconds:g} s until then",
+                what_to_do=advice if error.errno in (errno.ENOSPC, errno.EMFILE) else None,
             )
 
     def _interval_s(self) -> float:
-        is_deaf = self._plan.kind == "events" and not self._is_watched and self._root is not None
-        return self._poll_seconds if is_deaf else self._rescan_seconds
+        is_deaf = self._manner.plan.kind == "events" and not self._is_watched and self._root is not None
+        return self._manner.poll_seconds if is_deaf else self._manner.rescan_seconds
 
     def _scan_on(self) -> None:
         """Take the scan's next chunk."""
@@ -163,7 +215,7 @@ class Intake:
         try:
             chunk = next(self._scan, None)
         except OSError as error:
-            self._tell("folder.unreadable", str(error.errno), detail=f"the scan of the folder broke off: {error}")
+            self._tell_unreadable("", error)
             chunk = None
         if chunk is None:
             self._end_scan()
@@ -182,9 +234,10 @@ class Intake:
         if fresh:
             self._look_at([identity.path for identity in fresh])
 
-    def _pass_over(self, directory: str, error: OSError) -> None:
-        detail = f"the sub-folder {directory} cannot be read: {error.strerror}; its recordings have to wait"
-        self._tell("folder.unreadable", directory, detail=detail)
+    def _tell_unreadable(self, path: str, error: OSError) -> None:
+        """Tell that something of the folder ("": the folder itself) cannot be read; a later scan tries again."""
+        detail = f"{path or 'the folder'} cannot be read: {error.strerror}; what is there has to wait"
+        self._tell("folder.unreadable", f"{error.errno} {path}", detail=detail)
 
     def _end_scan(self) -> None:
         self._scan = None
@@ -230,53 +283,70 @@ class Intake:
 
     def _look_at(self, paths: list[str], stirred: AbstractSet[str] = frozenset()) -> None:
         """Look at files, and queue those that are finished."""
-        finished: list[Identity] = []
+        finished: list[_Finished] = []
         try:
             root = tree.open_root(self._name)
-        except OSError:
-            self._next_scan_s = 0.0  # the folder is gone: the scan tells
+        except OSError as error:
+            if error.errno not in _SHORTAGES:
+                self._next_scan_s = 0.0  # the folder is gone: the scan tells
             for path in paths:
                 self._settling.forget(path)
             return
         with tree.opened(root):
             for path in paths:
-                identity = self._look(root, path, stirred=path in stirred)
-                if identity is not None:
-                    finished.append(identity)
-        for identity, added in zip(finished, self._ledger.add(finished, time.time()), strict=True):
-            self._settled(identity, added)
+                found = self._look(root, path, stirred=path in stirred)
+                if found is not None:
+                    finished.append(found)
+        identities = [each.identity for each in finished]
+        added = self._ledger.add(identities, time.time(), mount=self._manner.plan.mount)
+        for each, outcome in zip(finished, added, strict=True):
+            self._settled(each, outcome)
 
-    def _look(self, root: int, path: str, *, stirred: bool) -> Identity | None:
-        """Look at one file; return its identity if it is finished."""
+    def _look(self, root: int, path: str, *, stirred: bool) -> _Finished | None:
+        """Look at one file; return it if it is finished. What cannot be looked at is told of, and left to the scan."""
         try:
-            fd = tree.open_recording(root, path)
+            with tree.opened(tree.open_recording(root, path)) as fd:
+                return self._judge(root, path, fd, stirred=stirred)
         except FileNotFoundError:
             self._settling.forget(path)
-            return None
-        except (tree.NotARegularFileError, OSError) as error:
+        except (tree.NotARegularFileError, PermissionError) as error:
             self._settling.forget(path)
             self._refuse(path, str(error))
+        except OSError as error:
+            self._settling.forget(path)
+            self._tell_unreadable(path, error)
+        return None
+
+    def _judge(self, root: int, path: str, fd: int, *, stirred: bool) -> _Finished | None:
+        """Tell whether the open file is finished. Raises OSError."""
+        stamp = Stamp.of(os.fstat(fd))
+        if stamp.size_bytes == 0:
+            self._settling.forget(path)
             return None
-        with tree.opened(fd):
-            stamp = Stamp.of(os.fstat(fd))
-            if stamp.size_bytes == 0:
-                self._settling.forget(path)
+        now_s = time.monotonic()
+        age_s = time.time() - max(stamp.mtime_ns, stamp.ctime_ns) / 1e9
+        if not self._settling.quiet(path, stamp, now_s, age_s=age_s, stirred=stirred):
+            return None
+        if not self._is_marked(root, path):
+            return None
+        found = probe.writers(fd)
+        self._tell_check(found.check)
+        if found.open:
+            self._settling.written_to(path)
+            return None
+        settle_s = self._manner.rule.settle_seconds
+        detail = None
+        if found.open is None and (surplus := riff_surplus(os.pread(fd, HEAD_BYTES, 0), stamp.size_bytes)):
+            quiet_s = self._settling.quiet_s(path, now_s)
+            if quiet_s < _UNFINISHED_WAV * settle_s:
+                self._settling.look_again(path, now_s + settle_s)
                 return None
-            now_s = time.monotonic()
-            age_s = time.time() - max(stamp.mtime_ns, stamp.ctime_ns) / 1e9
-            if not self._settling.quiet(path, stamp, now_s, age_s=age_s, stirred=stirred):
-                return None
-            if not self._is_marked(root, path):
-                return None
-            found = probe.writers(fd)
-            self._tell_check(found.check)
-            if found.open:
-                self._settling.written_to(path)
-                return None
-            if self._settling.writer_gone(path, now_s) or Stamp.of(os.fstat(fd)) != stamp:
-                self._settling.look_again(path, now_s + self._settling.rule.settle_seconds)
-                return None
-        return stamp.identity(self._name, path)
+            amount = f"{abs(surplus):,} bytes {'more' if surplus > 0 else 'less'}"
+            detail = f"it has {amount} than its WAV header says, and is taken as it is after {quiet_s:,.0f} s of quiet"
+        if self._settling.writer_gone(path, now_s) or Stamp.of(os.fstat(fd)) != stamp:
+            self._settling.look_again(path, now_s + settle_s)
+            return None
+        return _Finished(stamp.identity(self._name, path), detail)
 
     def _is_marked(self, root: int, path: str) -> bool:
         """Tell whether the ready marker is there, where one is called for; its coming will be the next look."""
@@ -290,18 +360,18 @@ class Intake:
             return False
         return True
 
-    def _settled(self, identity: Identity, added: Added) -> None:
+    def _settled(self, found: _Finished, added: Added) -> None:
+        path = found.identity.path
         if added is Added.BUSY:
-            self._settling.look_again(identity.path, time.monotonic() + _BUSY_S)
+            self._settling.look_again(path, time.monotonic() + _BUSY_S)
             return
-        self._settling.forget(identity.path)
+        self._settling.forget(path)
         if added is Added.QUEUED:
-            self._log.info("recording.settled", file=identity.path, size_bytes=identity.size_bytes)
+            about = {"detail": found.detail} if found.detail else {}
+            self._log.info("recording.settled", file=path, size_bytes=found.identity.size_bytes, **about)
         elif added is Added.SENT_BEFORE:
             self._log.warning(
-                "recording.sent_before",
-                file=identity.path,
-                detail="Heify has it already; it is filed and not sent again",
+                "recording.sent_before", file=path, detail="Heify has it already; it is filed and not sent again"
             )
 
     def _refuse(self, path: str, detail: str) -> None:
@@ -325,7 +395,7 @@ CHECKS: Final = {
     Check.LEASE: "the kernel tells whether anybody still has a file open for writing",
     Check.PROC: "the open files of all processes are read to see whether anybody still writes",
     Check.QUIET: (
-        "nothing tells of open writers here (not the files' owner, no CAP_LEASE): "
+        "nothing tells of open writers here (a share, or files of another owner and no CAP_LEASE): "
         "a file that is quiet for settle_seconds counts as finished"
     ),
 }

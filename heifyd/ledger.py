@@ -1,18 +1,26 @@
 """The durable queue and history: every recording's state, written down before the next step begins."""
 
-import fcntl
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
-from heifyd.errors import HeifydError
+from heifyd import ledger_file
+from heifyd.faults import Fault
+from heifyd.ledger_file import (
+    LedgerDamagedError,
+    LedgerError,
+    LedgerFile,
+    LedgerInUseError,
+    LedgerUnwritableError,
+    set_aside,
+)
 from heifyd.ledger_rows import (
     Added,
     Claim,
@@ -37,108 +45,80 @@ __all__ = [
     "FolderCounts",
     "HoldRow",
     "Ledger",
+    "LedgerDamagedError",
     "LedgerError",
     "LedgerInUseError",
+    "LedgerUnwritableError",
     "State",
+    "set_aside",
 ]
 
-SCHEMA: Final = 1
 CRASHES: Final = 3
 CRASH_WAIT_S: Final = 10.0
 """A recording that was in work each time heifyd ended abruptly may be why: it lets others go first."""
 
-FAR_S: Final = 3600.0
-"""No wait that heifyd sets is longer, so a later `not_before` comes from a clock that was moved, and is void."""
-
-
-class LedgerError(HeifydError):
-    """The ledger cannot be used."""
-
-
-class LedgerInUseError(LedgerError):
-    """Another heifyd is using this ledger."""
-
 
 class Ledger:
-    """One ledger file. Thread-safe; a daemon also calls `lock`, which keeps other daemons out of it."""
+    """One ledger. Thread-safe. Its methods raise LedgerError.
+
+    `not_before`, and every `now_s` that it is compared with, is a monotonic clock's, of the daemon that runs.
+    """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
         """Open the ledger at `path`; make it where there is none, unless `create` is False. Raises LedgerError."""
         self.path = path
-        self._lock = threading.Lock()
         self._work = threading.Condition()
         self._wakes = 0
         self._lock_fd = -1
-        self._engine = _engine(path)
-        if not create and not path.exists():
-            raise LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it")
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._prepare()
-        except (OSError, LedgerError, sa.exc.DatabaseError) as error:
-            self.close()
-            if isinstance(error, LedgerError):
-                raise
-            cause = error.orig if isinstance(error, sa.exc.DatabaseError) else error
-            raise LedgerError(
-                f"{path}: the ledger cannot be opened ({cause}); give `ledger:` a path heifyd can write to"
-            ) from None
+        self._file = LedgerFile(path, metadata, create=create)
 
-    def lock(self) -> None:
-        """Keep every other daemon out of this ledger until `close`. Raises LedgerInUseError."""
-        fd = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    @classmethod
+    def of_daemon(cls, path: Path, report: Callable[[str | None], None]) -> Self:
+        """Open the ledger as a daemon's: no other may use it until `close`; what was cut off is to be taken on again.
+
+        Where the file cannot be used for a time, later on, `report` is told why, and None when that is over; the
+        methods wait meanwhile, but for `forget_urls` and `prune`. Raises LedgerError.
+        """
+        lock_fd = ledger_file.lock(path)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise LedgerInUseError(
-                f"{self.path}: another heifyd is using this ledger; stop it, or give this one its own `ledger:`"
-            ) from None
-        self._lock_fd = fd
-        now = time.time()
-        again = sa.case((r.attempts >= CRASHES, now + CRASH_WAIT_S), else_=0.0)
-        with self._begin() as db:
+            ledger = cls(path)
+            try:
+                ledger._begin_anew(time.monotonic())
+                ledger._file.be_patient(report)
+            except BaseException:
+                ledger.close()
+                raise
+        except BaseException:
+            os.close(lock_fd)
+            raise
+        ledger._lock_fd = lock_fd
+        return ledger
+
+    def _begin_anew(self, now_s: float) -> None:
+        again = sa.case((r.attempts >= CRASHES, now_s + CRASH_WAIT_S), else_=0.0)
+        cut_off = recordings.update().where(is_active, r.claimed)
+
+        def write(db: Connection) -> None:
             db.execute(recordings.update().where(is_active, r.not_before > 0).values(not_before=0.0))
-            cut_off = recordings.update().where(is_active, r.claimed)
             db.execute(cut_off.values(claimed=False, attempts=r.attempts + 1, not_before=again))
             db.execute(holds_table.delete())
 
+        self._file.write(write)
+
     def is_in_use(self) -> bool:
         """Tell whether a daemon has this ledger locked."""
-        with suppress(FileNotFoundError):
-            fd = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            finally:
-                os.close(fd)
-        return False
+        return ledger_file.is_in_use(self.path)
+
+    def give_up(self) -> None:
+        """Let nobody wait for the file any more; who does gets LedgerUnwritableError."""
+        self._file.give_up()
 
     def close(self) -> None:
         """Close the file and let others in."""
-        self._engine.dispose()
+        self._file.close()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
-
-    def _prepare(self) -> None:
-        with self._begin() as db:
-            version = db.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if version == 0:
-                metadata.create_all(db)
-                db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
-            elif version != SCHEMA:
-                raise LedgerError(
-                    f"{self.path}: written by another version of heifyd (schema {version}, this one is {SCHEMA})"
-                )
-
-    @contextmanager
-    def _begin(self) -> Iterator[Connection]:
-        """Begin a transaction that writes, one at a time in this process: SQLite itself waits by sleeping."""
-        with self._lock, self._engine.execution_options(writes=True).begin() as db:
-            yield db
 
     # The way in: intake
 
@@ -149,21 +129,20 @@ class Ledger:
         statement = sa.select(r.path, r.size_bytes, r.mtime_ns).where(
             r.folder == found[0].folder, r.path.in_([identity.path for identity in found]), is_active
         )
-        with self._engine.connect() as db:
-            active = {tuple(row) for row in db.execute(statement)}
+        active = self._file.read(lambda db: {tuple(row) for row in db.execute(statement)})
         return [i for i in found if (i.path, i.size_bytes, i.mtime_ns) not in active]
 
-    def add(self, finished: Sequence[Identity], now: float) -> list[Added]:
+    def add(self, finished: Sequence[Identity], now: float, *, mount: str = "") -> list[Added]:
         """Queue finished recordings, all of one folder; return what became of each, in the same order.
 
-        A recording that was done before is queued for filing only (SENT_BEFORE); one that failed or vanished starts
-        again where it stood. An earlier content of the same path that still waits is superseded; while a worker has it
-        the answer is BUSY, and the recording is to be offered again later.
+        `now` is the wall clock's, `mount` the mount point that the folder is on. A recording that was done before is
+        queued for filing only (SENT_BEFORE); one that failed or vanished starts again where it stood. An earlier
+        content of the same path that still waits is superseded; while a worker has it, or is yet to file it, the answer
+        is BUSY, and the recording is to be offered again later.
         """
         if not finished:
             return []
-        with self._begin() as db:
-            outcome = [_add(db, identity, now) for identity in finished]
+        outcome = self._file.write(lambda db: [_add(db, identity, now, mount) for identity in finished])
         if Added.QUEUED in outcome or Added.SENT_BEFORE in outcome:
             self.wake()
         return outcome
@@ -187,26 +166,29 @@ class Ledger:
         with self._work:
             self._work.wait_for(lambda: self._wakes != wakes, timeout_s)
 
-    def claim(self, folder: str, now: float, *, only_uploaded: bool = False) -> Claim | None:
+    def claim(self, folder: str, now_s: float, *, only_to_file: bool = False) -> Claim | None:
         """Take on the folder's oldest recording that is due, or, while it is held, only one that needs but filing."""
-        due = (r.not_before <= now) | (r.not_before > now + FAR_S)
-        query = sa.select(recordings).where(r.folder == folder, is_active, r.claimed.is_(sa.false()), due)
-        if only_uploaded:
-            query = query.where(r.state == State.UPLOADED)
-        with self._begin() as db:
+        query = sa.select(recordings).where(
+            r.folder == folder, is_active, r.claimed.is_(sa.false()), r.not_before <= now_s
+        )
+        if only_to_file:
+            query = query.where(r.state.in_((State.UPLOADED, State.REFUSED)))
+
+        def write(db: Connection) -> Claim | None:
             row = db.execute(query.order_by(r.mtime_ns).limit(1)).one_or_none()
             if row is None:
                 return None
             db.execute(recordings.update().where(r.id == row.id).values(claimed=True))
-        return claim_of(row)
+            return claim_of(row)
 
-    def next_due(self, folders: Iterable[str], now: float) -> float | None:
-        """Return the earliest time (wall clock) from which a recording of these folders may be claimed, or None."""
+        return self._file.write(write)
+
+    def next_due(self, folders: Iterable[str], now_s: float) -> float | None:
+        """Return the earliest time after `now_s` from which a recording of these folders may be claimed, or None."""
         query = sa.select(sa.func.min(r.not_before)).where(
-            r.folder.in_(list(folders)), is_active, r.claimed.is_(sa.false()), r.not_before > now
+            r.folder.in_(list(folders)), is_active, r.claimed.is_(sa.false()), r.not_before > now_s
         )
-        with self._engine.connect() as db:
-            due: float | None = db.execute(query).scalar_one()
+        due: float | None = self._file.read(lambda db: db.execute(query).scalar_one())
         return due
 
     def uploading(self, claim: Claim, ticket: Ticket) -> None:
@@ -226,7 +208,20 @@ class Ledger:
 
     def uploaded(self, claim: Claim) -> None:
         """Write down that Heify has the recording, before the file is moved; the URL is forgotten."""
-        self._update(claim, state=State.UPLOADED, upload_url=None, not_before=0.0, failing_since=None)
+        self._update(claim, state=State.UPLOADED, upload_url=None, not_before=0.0, failing_s=0.0)
+
+    def refused(self, claim: Claim, fault: Fault) -> None:
+        """Write down why a recording cannot be uploaded, before the file is moved."""
+        self._update(
+            claim,
+            state=State.REFUSED,
+            upload_url=None,
+            not_before=0.0,
+            failing_s=0.0,
+            reason=fault.reason,
+            detail=fault.detail,
+            advice=fault.advice,
+        )
 
     def ended(
         self,
@@ -253,21 +248,18 @@ class Ledger:
     def put_back(
         self,
         claim: Claim,
-        not_before: float,
+        not_before_s: float,
         *,
         attempts: int,
-        failing_since: float | None = None,
-        reason: str | None = None,
+        failing_s: float = 0.0,
     ) -> None:
-        """Give a claim back, to be taken on again from `not_before` (wall clock); its state stays."""
-        self._update(
-            claim, claimed=False, not_before=not_before, attempts=attempts, failing_since=failing_since, reason=reason
-        )
+        """Give a claim back, to be taken on again from `not_before_s`; its state stays."""
+        self._update(claim, claimed=False, not_before=not_before_s, attempts=attempts, failing_s=failing_s)
         self.wake()
 
     def hold_began(self, folder: str | None) -> None:
         """Forget how long recordings (of one folder, or all) have been failing: what holds them is not their fault."""
-        self._update_active(folder, r.failing_since.is_not(None), failing_since=None)
+        self._update_active(folder, r.failing_s > 0, failing_s=0.0)
 
     def hold_ended(self, folder: str | None) -> None:
         """Let recordings (of one folder, or all) be claimed at once that were put back while they were held."""
@@ -276,35 +268,30 @@ class Ledger:
 
     def _update_active(self, folder: str | None, which: sa.ColumnElement[bool], **values: Any) -> None:
         statement = recordings.update().where(is_active, which).values(**values)
-        with self._begin() as db:
-            db.execute(statement if folder is None else statement.where(r.folder == folder))
+        self._execute(statement if folder is None else statement.where(r.folder == folder))
 
     def _update(self, claim: Claim, **values: Any) -> None:
-        with self._begin() as db:
-            db.execute(recordings.update().where(r.id == claim.row).values(**values))
+        self._execute(recordings.update().where(r.id == claim.row).values(**values))
+
+    def _execute(self, statement: sa.Update) -> None:
+        self._file.write(lambda db: db.execute(statement))
 
     # Holds, history and counts
 
     def show_holds(self, holds: Sequence[HoldRow]) -> None:
         """Write down the holds in force, for `heifyd status`."""
-        with self._begin() as db:
+
+        def write(db: Connection) -> None:
             db.execute(holds_table.delete())
-            for hold in holds:
-                db.execute(
-                    holds_table.insert().values(
-                        scope=hold.scope,
-                        owner=hold.owner,
-                        reason=hold.reason,
-                        detail=hold.detail,
-                        advice=hold.advice,
-                        since=hold.since,
-                    )
-                )
+            if holds:
+                db.execute(holds_table.insert(), [asdict(hold) for hold in holds])
+
+        self._file.write(write)
 
     def holds(self) -> list[HoldRow]:
         """Return the holds in force."""
-        with self._engine.connect() as db:
-            return [HoldRow(*row) for row in db.execute(sa.select(holds_table).order_by(holds_table.c.since))]
+        query = sa.select(holds_table).order_by(holds_table.c.since)
+        return self._file.read(lambda db: [HoldRow(*row) for row in db.execute(query)])
 
     def counts(self, folder: str, since: float) -> FolderCounts:
         """Count a folder's recordings; those done count from `since` (wall clock)."""
@@ -315,62 +302,50 @@ class Ledger:
             .group_by(r.claimed)
         )
         ended = sa.select(sa.func.count()).select_from(recordings).where(in_folder)
-        with self._engine.connect() as db:
+
+        def read(db: Connection) -> FolderCounts:
             by_claim = {claimed: (number, oldest) for claimed, number, oldest in db.execute(active)}
             done = db.execute(ended.where(r.state == State.DONE, r.ended_at >= since)).scalar_one()
             failed = db.execute(ended.where(r.state == State.FAILED)).scalar_one()
-        oldest = min((at for _, at in by_claim.values()), default=None)
-        return FolderCounts(by_claim.get(False, (0,))[0], by_claim.get(True, (0,))[0], done, failed, oldest)
+            oldest = min((at for _, at in by_claim.values()), default=None)
+            return FolderCounts(by_claim.get(False, (0,))[0], by_claim.get(True, (0,))[0], done, failed, oldest)
+
+        return self._file.read(read)
 
     def folders(self) -> list[str]:
         """Return every folder that has recordings in the ledger."""
-        with self._engine.connect() as db:
-            return list(db.execute(sa.select(r.folder).distinct().order_by(r.folder)).scalars())
+        query = sa.select(r.folder).distinct().order_by(r.folder)
+        return self._file.read(lambda db: list(db.execute(query).scalars()))
 
     def failed(self, folder: str) -> list[Ended]:
         """Return a folder's failed recordings, the last first."""
         query = sa.select(recordings).where(r.folder == folder, r.state == State.FAILED).order_by(r.ended_at.desc())
-        with self._engine.connect() as db:
-            return [ended_of(row) for row in db.execute(query)]
+        return self._file.read(lambda db: [ended_of(row) for row in db.execute(query)])
 
     def brought_back(self, found: Identity) -> None:
         """Note that a failed recording lies in its folder again: it is no longer counted as failed."""
-        with self._begin() as db:
-            db.execute(
-                recordings.update()
-                .where(
-                    r.folder == found.folder,
-                    r.path == found.path,
-                    r.size_bytes == found.size_bytes,
-                    r.mtime_ns == found.mtime_ns,
-                )
-                .where(r.state == State.FAILED)
-                .values(state=State.VANISHED, filed_at=None)
-            )
+        itself = recordings.update().where(
+            r.folder == found.folder,
+            r.path == found.path,
+            r.size_bytes == found.size_bytes,
+            r.mtime_ns == found.mtime_ns,
+            r.state == State.FAILED,
+        )
+        self._execute(itself.values(state=State.VANISHED, filed_at=None))
+
+    def forget_urls(self, now_s: float, boot_id: str) -> None:
+        """Forget the upload URLs that no longer live at `now_s` (CLOCK_BOOTTIME) of the boot `boot_id`."""
+        spent = (r.url_good_until < now_s) | (r.boot_id != boot_id)
+        statement = recordings.update().where(is_active, r.upload_url.is_not(None), spent).values(upload_url=None)
+        self._file.try_to_write(lambda db: db.execute(statement))
 
     def prune(self, before: float) -> int:
         """Delete the history that ended before `before` (wall clock), and return how many rows that were."""
-        with self._begin() as db:
-            return int(db.execute(recordings.delete().where(r.ended_at < before)).rowcount)
+        statement = recordings.delete().where(r.ended_at < before)
+        return self._file.try_to_write(lambda db: int(db.execute(statement).rowcount))
 
 
-def _engine(path: Path) -> Engine:
-    engine = sa.create_engine(sa.URL.create("sqlite", database=os.fspath(path)), connect_args={"timeout": 30.0})
-
-    @sa.event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # so that transactions begin where SQLAlchemy begins them, see below
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
-
-    return engine
-
-
-def _add(db: Connection, identity: Identity, now: float) -> Added:
+def _add(db: Connection, identity: Identity, now: float, mount: str) -> Added:
     rows = db.execute(sa.select(recordings).where(r.folder == identity.folder, r.path == identity.path)).all()
     active = next((row for row in rows if row.ended_at is None), None)
     same = next(
@@ -379,7 +354,7 @@ def _add(db: Connection, identity: Identity, now: float) -> Added:
     if active is not None and active is same:
         return Added.KNOWN
     if active is not None:
-        if active.claimed:
+        if active.claimed or active.state == State.UPLOADED:
             return Added.BUSY
         db.execute(
             recordings.update().where(r.id == active.id).values(state=State.SUPERSEDED, ended_at=now, upload_url=None)
@@ -392,6 +367,7 @@ def _add(db: Connection, identity: Identity, now: float) -> Added:
                 size_bytes=identity.size_bytes,
                 mtime_ns=identity.mtime_ns,
                 state=State.WAITING,
+                mount=mount,
                 settled_at=now,
             )
         )
@@ -403,15 +379,17 @@ def _add(db: Connection, identity: Identity, now: float) -> Added:
         .where(r.id == same.id)
         .values(
             state=state,
+            mount=mount,
             settled_at=now,
             ended_at=None,
             claimed=False,
             not_before=0.0,
             attempts=0,
-            failing_since=None,
+            failing_s=0.0,
             filed_at=None,
             reason=None,
             detail=None,
+            advice=None,
         )
     )
     return Added.SENT_BEFORE if sent else Added.QUEUED

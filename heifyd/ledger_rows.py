@@ -8,15 +8,21 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
+from heifyd.faults import Fault, Owner
 from heifyd.recording import Identity, Ids, Ticket
 
 
 class State(StrEnum):
-    """Where a recording is on its way. The first three are active, the others have ended."""
+    """Where a recording is on its way. The first four are active, the others have ended.
+
+    REFUSED is one that cannot be uploaded and is yet to be moved to its failed directory, as UPLOADED is one that Heify
+    has and that is yet to be moved to done.
+    """
 
     WAITING = "waiting"
     UPLOADING = "uploading"
     UPLOADED = "uploaded"
+    REFUSED = "refused"
     DONE = "done"
     FAILED = "failed"
     SUPERSEDED = "superseded"
@@ -58,12 +64,13 @@ recordings = sa.Table(
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("mtime_ns", sa.BigInteger, nullable=False),
     sa.Column("state", sa.String(12), nullable=False),
+    sa.Column("mount", FileName, nullable=False),
     sa.Column("settled_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float),
     sa.Column("claimed", sa.Boolean, nullable=False, default=False),
     sa.Column("not_before", sa.Float, nullable=False, default=0.0),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("failing_since", sa.Float),
+    sa.Column("failing_s", sa.Float, nullable=False, default=0.0),
     sa.Column("configuration_id", sa.String(36)),
     sa.Column("evaluator_id", sa.String(36)),
     sa.Column("participant_id", sa.String(36)),
@@ -75,12 +82,13 @@ recordings = sa.Table(
     sa.Column("filed_at", FileName),
     sa.Column("reason", sa.Text),
     sa.Column("detail", sa.Text),
+    sa.Column("advice", sa.Text),
 )
 r = recordings.c
 is_active = r.ended_at.is_(None)
 
 sa.Index("one_row_an_identity", r.folder, r.path, r.size_bytes, r.mtime_ns, unique=True)
-sa.Index("oneactive_a_path", r.folder, r.path, unique=True, sqlite_where=is_active, postgresql_where=is_active)
+sa.Index("one_active_a_path", r.folder, r.path, unique=True, sqlite_where=is_active, postgresql_where=is_active)
 sa.Index("next_claim", r.folder, r.claimed, r.mtime_ns, sqlite_where=is_active, postgresql_where=is_active)
 sa.Index("ended", r.folder, r.state, r.ended_at)
 
@@ -98,27 +106,33 @@ holds_table = sa.Table(
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A recording that one worker has taken on, as the ledger has it. Times are wall-clock seconds."""
+    """A recording that one worker has taken on, as the ledger has it.
+
+    `mount` is the mount point that its folder was on when it settled, `settled_at` when that was (wall-clock seconds),
+    `failing_s` for how many seconds its own failures have gone on, `refusal` why it is REFUSED.
+    """
 
     row: int
     identity: Identity
     state: State
+    mount: str
     settled_at: float
     attempts: int
-    failing_since: float | None
+    failing_s: float
     ticket: Ticket | None
+    refusal: Fault | None
 
 
 @dataclass(frozen=True, slots=True)
 class HoldRow:
-    """A hold as `heifyd status` shows it; scope "" is everything, else a folder."""
+    """A hold as `heifyd status` shows it; scope "" is everything, else a folder; `since` None where nobody noted it."""
 
     scope: str
     owner: str
     reason: str
     detail: str
     advice: str
-    since: float
+    since: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +170,19 @@ def claim_of(row: Row[Any]) -> Claim:
     if row.transcription_id:
         ids = Ids(row.configuration_id, row.evaluator_id, row.participant_id)
         ticket = Ticket(row.transcription_id, row.upload_url or "", ids, row.name, row.url_good_until, row.boot_id)
-    return Claim(row.id, identity_of(row), State(row.state), row.settled_at, row.attempts, row.failing_since, ticket)
+    state = State(row.state)
+    refusal = Fault(Owner.FILE, row.reason, row.detail, row.advice) if state is State.REFUSED else None
+    return Claim(
+        row.id,
+        identity_of(row),
+        state,
+        row.mount,
+        row.settled_at,
+        row.attempts,
+        row.failing_s,
+        ticket,
+        refusal,
+    )
 
 
 def ended_of(row: Row[Any]) -> Ended:

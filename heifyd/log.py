@@ -1,11 +1,13 @@
 """The log: one JSON object a line, or a line for reading on a terminal; nothing secret in either."""
 
 import logging
+import os
 import re
-import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Final, TextIO, TypeAlias
+from datetime import UTC, datetime
+from typing import Any, Final, TypeAlias
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
@@ -43,21 +45,67 @@ class Redactor:
         return _SIGNATURE.sub(rf"\1{_HIDDEN}", text)
 
 
-def make(redact: Redactor, out: TextIO | None = None, *, for_reading: bool | None = None) -> Log:
-    """Make the daemon's logger, which writes to `out` (standard output).
+class Lines:
+    """Where the log's lines go: a descriptor, past any buffer. Thread-safe.
 
-    `for_reading` chooses between lines for people and JSON; None asks whether `out` is a terminal. A
+    A log that cannot be written (its disk is full, its reader has gone) stops no work. The lines that are lost are
+    counted, and told of by `lost`, which makes a line of their number, as soon as there is room again. A line that is
+    begun is ended first, so that each stays whole.
+    """
+
+    def __init__(self, fd: int, lost: Callable[[int], bytes]) -> None:
+        self._fd = fd
+        self._lost = lost
+        self._lock = threading.Lock()
+        self._lost_lines = 0
+        self._rest = b""
+
+    def msg(self, line: bytes) -> None:
+        """Write one line."""
+        with self._lock:
+            self._go_on()
+            if self._lost_lines and not self._rest and self._begin(self._lost(self._lost_lines)):
+                self._lost_lines = 0
+            if self._rest or self._lost_lines or not self._begin(line):
+                self._lost_lines += 1
+
+    debug = info = warning = error = critical = msg
+
+    def _begin(self, line: bytes) -> bool:
+        """Write as much of a line as there is room for; tell whether that was any of it."""
+        self._rest = whole = line + b"\n"
+        self._go_on()
+        if self._rest == whole:
+            self._rest = b""
+            return False
+        return True
+
+    def _go_on(self) -> None:
+        try:
+            while self._rest:
+                self._rest = self._rest[os.write(self._fd, self._rest) :]
+        except OSError:
+            return  # what is left of the line waits for the next one
+
+
+def make(redact: Redactor, fd: int = 1, *, for_reading: bool | None = None) -> Log:
+    """Make the daemon's logger, which writes to the descriptor `fd` (standard output).
+
+    `for_reading` chooses between lines for people and JSON; None asks whether `fd` is a terminal. A
     byte of a file name that is not UTF-8 is written as JSON's escape of a lone surrogate, from which Python's
     `os.fsencode` gets it back.
     """
-    out = out or sys.stdout
-    readable = out.isatty() if for_reading is None else for_reading
+    readable = os.isatty(fd) if for_reading is None else for_reading
     render: Any = _for_reading(redact) if readable else structlog.processors.JSONRenderer(ensure_ascii=False)
 
     def to_line(logger: WrappedLogger, method: str, event: EventDict) -> bytes:
         return redact(render(logger, method, event)).encode("utf-8", "backslashreplace")
 
-    raw: BinaryIO = out.buffer
+    def lost(lines: int) -> bytes:
+        event = {"timestamp": datetime.now(UTC).isoformat(), "level": "error", "event": "log.lost", "lines": lines}
+        detail = "so many lines before this one could not be written"
+        return to_line(None, "error", event | {"detail": detail})
+
     processors: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
@@ -67,7 +115,7 @@ def make(redact: Redactor, out: TextIO | None = None, *, for_reading: bool | Non
     ]
     wrapper = structlog.make_filtering_bound_logger(logging.INFO)
     logger: Log = structlog.wrap_logger(
-        structlog.BytesLogger(raw), processors=processors, wrapper_class=wrapper, context_class=dict
+        Lines(fd, lost), processors=processors, wrapper_class=wrapper, context_class=dict
     ).bind()
     return logger
 

@@ -1,5 +1,6 @@
 """Which file system a path is on, and whether other machines can write to it behind the kernel's back."""
 
+import ctypes
 import os
 import re
 from dataclasses import dataclass
@@ -12,6 +13,17 @@ _REMOTE: Final = frozenset(
         *("ocfs2", "prl_fs", "smb2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs"),
     )
 )
+_SHARED_MAGIC: Final = frozenset(
+    (
+        *(0x6969, 0xFF534D42, 0xFE534D42, 0x517B, 0x65735546, 0x01021997, 0x00C36400, 0x5346414F, 0x786F4256),
+        *(0x19830326, 0x73757245, 0x01161970, 0x7461636F, 0x47504653, 0x0BD00BD0, 0x564C, 0x7C7C6673, 0xBACBACBC),
+    )
+)
+"""NFS, CIFS, SMB2, SMB, FUSE (virtiofs too), 9p, Ceph, AFS, vboxsf; BeeGFS, Coda, GFS2, OCFS2, GPFS, Lustre, NCP,
+prl_fs, vmhgfs: statfs(2), linux/magic.h and the file systems' own sources."""
+
+_STATFS_BYTES: Final = 256
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 _OCTAL: Final = re.compile(rb"\\([0-3][0-7]{2})")
 _LEAST_COLUMNS: Final = 5
 
@@ -50,6 +62,18 @@ def mount_of(path: str, mounts: list[Mount]) -> Mount:
         if inside and len(mount.point) >= len(best.point):
             best = mount
     return best
+
+
+def is_shared(fd: int) -> bool:
+    """Tell whether the open file `fd` is on a file system that others may write to unseen, by statfs(2)'s magic.
+
+    Unlike `Mount.is_remote` this counts every FUSE file system, whatever lies behind it. Raises OSError.
+    """
+    answer = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.fstatfs(fd, answer) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return ctypes.c_long.from_buffer(answer).value & 0xFFFFFFFF in _SHARED_MAGIC
 
 
 def own_mounts() -> list[Mount]:

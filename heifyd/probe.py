@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from heifyd import mounts
+
 
 class Check(Enum):
     """How it is told whether a file has a writer; the value is what the log and `heifyd check` call it."""
@@ -18,7 +20,7 @@ class Check(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Writers:
-    """What was found: `open` is True or False, or None where nothing can tell, and `check` is how it was asked."""
+    """What was found: `open` is True or False, or None where nothing can tell for sure; `check` is how it was asked."""
 
     open: bool | None
     check: Check
@@ -31,7 +33,13 @@ def writers(fd: int, proc: Path = Path("/proc")) -> Writers:
     writing that falls into these microseconds waits for them, and the kernel's SIGIO about it must be ignored by the
     process (`service.signals_to`). Where leases are not to be had (EACCES: not the file's owner and no
     CAP_LEASE; EINVAL: not on this file system) the descriptors under /proc are read, as far as they may be.
+
+    On a share nothing tells of writers on other machines, and a lease is no question to ask: NFS and SMB refuse it with
+    EAGAIN whenever the server has not delegated the file. There, /proc may still show a writer on this machine.
     """
+    if mounts.is_shared(fd):
+        here = _writers_in_proc(os.fstat(fd), proc)
+        return here if here.open else Writers(open=None, check=Check.QUIET)
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:

@@ -149,6 +149,19 @@ def _mpeg_frame(head: bytes) -> str | None:
     return None
 
 
+def riff_surplus(head: bytes, size_bytes: int) -> int:
+    """Return how many bytes a WAV file has beyond what its RIFF header says (negative: how many are missing).
+
+    `head` is the file's beginning. A writer that is not done yet has not got to the last byte, or has not yet put the
+    size into the header. 0 where both agree (one padding byte is allowed), and for anything that is no RIFF WAVE: the
+    64-bit forms (RF64) keep their size elsewhere.
+    """
+    if len(head) < 12 or head[:4] != b"RIFF" or head[8:12] != b"WAVE":
+        return 0
+    surplus = size_bytes - 8 - int.from_bytes(head[4:8], "little")
+    return 0 if surplus == 1 else surplus
+
+
 def content_type(name: str, found: str | None) -> str:
     """Return the Content-Type of the PUT: what the content shows (`found`, from `sniff`), else the extension's.
 

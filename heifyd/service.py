@@ -26,6 +26,7 @@ class Call(Enum):
     RELOAD = "reload"
     RESCAN = "rescan"
     DIED = "died"
+    DAMAGED = "damaged"
 
 
 _CALLS = {

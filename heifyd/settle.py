@@ -87,6 +87,11 @@ class Settling:
         seen.had_writer, seen.quiet_since_s, seen.due_s = False, now_s, now_s + self.rule.settle_seconds
         return self.rule.settle_seconds > 0
 
+    def quiet_s(self, path: str, now_s: float) -> float:
+        """Return for how many seconds a file has been quiet as far as is known; 0 where nothing is."""
+        seen = self._seen.get(path)
+        return 0.0 if seen is None else now_s - seen.quiet_since_s
+
     def look_again(self, path: str, due_s: float) -> None:
         """Ask for another look at a file at `due_s`."""
         if path in self._seen:

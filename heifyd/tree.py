@@ -63,11 +63,21 @@ def open_directory(root: int, path: str, *, create: bool = False) -> int:
     return fd
 
 
+def make_directories(path: Path) -> None:
+    """Make the directory `path` that the operator named, and those above it, where missing. Raises OSError."""
+    if not path.is_dir():
+        make_directories(path.parent)
+        with opened(open_root(path.parent)) as parent:
+            _ensure_directory(parent, path.name)
+
+
 def _ensure_directory(parent: int, name: str) -> None:
+    """Make a directory where it is missing; what is moved into it is to outlast a power cut, so it must, too."""
     try:
         os.mkdir(name, dir_fd=parent)
     except FileExistsError:
         return
+    os.fsync(parent)
 
 
 @contextmanager

@@ -16,10 +16,14 @@ _IDLE_S: Final = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One recording to carry; `is_probe` where it is to find out whether a hold is over."""
+    """One recording to carry; `is_probe` where it is to find out whether a hold is over.
+
+    `began_s` is when it was taken on (monotonic).
+    """
 
     claim: Claim
     is_probe: bool
+    began_s: float
 
     @property
     def folder(self) -> str:
@@ -48,25 +52,25 @@ class Turns:
         return None
 
     def _of(self, folder: str) -> Turn | None:
-        now = time.time()
+        now_s = time.monotonic()
         held = self._holds.over(folder)
-        admitted = self._holds.admits(folder, time.monotonic())
+        admitted = self._holds.admits(folder, now_s)
         claim = None
         if held and (admitted or all(hold.fault.owner is not Owner.FOLDER for hold in held)):
-            claim = self._ledger.claim(folder, now, only_uploaded=True)  # filing needs nothing of Heify
+            claim = self._ledger.claim(folder, now_s, only_to_file=True)  # filing needs nothing of Heify
         if claim is None and admitted:
-            claim = self._ledger.claim(folder, now)
+            claim = self._ledger.claim(folder, now_s)
         if claim is None:
             return None
-        return Turn(claim, is_probe=admitted and self._holds.admitted(folder))
+        return Turn(claim, is_probe=admitted and self._holds.admitted(folder), began_s=now_s)
 
     def patience_s(self) -> float:
         """Return for how many seconds there is nothing to do, unless the ledger is given something before that."""
+        now_s = time.monotonic()
         with self._lock:
-            probe_s = self._holds.next_probe_s() - time.monotonic()
-        now = time.time()
-        due = self._ledger.next_due(self._order, now)
-        due_s = _IDLE_S if due is None else due - now
+            probe_s = self._holds.next_probe_s() - now_s
+        due = self._ledger.next_due(self._order, now_s)
+        due_s = _IDLE_S if due is None else due - now_s
         return max(0.0, min(_IDLE_S, due_s, probe_s if probe_s > 0 else _IDLE_S))
 
     def url_given(self, turn: Turn) -> None:

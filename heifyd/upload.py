@@ -13,11 +13,12 @@ from typing import Final, Protocol
 
 from anyascii import anyascii
 
-from heifyd import faults, filing, preflight, probe, tree
+from heifyd import faults, filing, mounts, preflight, probe, tree
 from heifyd.answers import Arrival
+from heifyd.errors import HeifydError
 from heifyd.faults import Fault, FaultError, Owner
 from heifyd.heify import Heify, TruncatedError, UrlExpiredError, boot_clock_s, boot_id
-from heifyd.ledger import Ledger, State
+from heifyd.ledger import Claim, Ledger, LedgerUnwritableError, State
 from heifyd.log import Log
 from heifyd.pace import Pace
 from heifyd.preflight import Facts
@@ -51,7 +52,7 @@ class _Sent:
     put_ms: int
 
 
-class _SupersededError(Exception):
+class _SupersededError(HeifydError):
     """The file is no longer the recording that was claimed; the way in has it again."""
 
     def __init__(self, event: str, state: State, detail: str) -> None:
@@ -97,50 +98,63 @@ class Uploads:
         self._ledger.wake()
 
     def abandon(self) -> None:
-        """Leave running uploads where they are, for the next start."""
+        """Leave running uploads where they are, for the next start; this may be called again and again."""
         self._abandoned.set()
         self._heify.cut_off()
 
     def work(self) -> None:
         """Carry one recording after another until `stop`."""
-        wakes = self._ledger.wakes
-        while not self._stopping.is_set():
-            turn = self._turns.next()
-            if turn is None:
-                self._ledger.wait(wakes, self._turns.patience_s())
-            else:
-                self._carry(turn)
+        try:
             wakes = self._ledger.wakes
+            while not self._stopping.is_set():
+                turn = self._turns.next()
+                if turn is None:
+                    self._ledger.wait(wakes, self._turns.patience_s())
+                else:
+                    self._carry(turn)
+                wakes = self._ledger.wakes
+        except LedgerUnwritableError:
+            if not self._stopping.is_set():
+                raise
+            # What the ledger has of the recording in work is what the next start goes on from.
 
     def _carry(self, turn: Turn) -> None:
         """Carry one recording as far as it gets, and see to it that the ledger and the log know."""
         claim, found = turn.claim, turn.claim.identity
         try:
-            if claim.state is State.UPLOADED:
-                self._file_done(turn)
-            else:
-                self._send_and_file(turn)
-        except FaultError as error:
-            if self._abandoned.is_set():
-                self._log.info("upload.left", **_file(found), detail="it goes on at the next start")
-            elif error.fault.owner is Owner.FILE:
-                self._file_failed(turn, error.fault)
-            else:
-                self._put_back(turn, error.fault)
-        except _StoppingError:
-            self._ledger.put_back(claim, 0.0, attempts=claim.attempts, failing_since=claim.failing_since)
+            try:
+                self._go_on(turn)
+            except FaultError as error:
+                if self._abandoned.is_set():
+                    self._log.info("upload.left", **_file(found), detail="it goes on at the next start")
+                elif error.fault.owner is Owner.FILE:
+                    self._refuse(turn, error.fault)
+                else:
+                    self._put_back(turn, error.fault)
+            except _StoppingError:
+                self._ledger.put_back(claim, 0.0, attempts=claim.attempts, failing_s=claim.failing_s)
         except _SupersededError as superseded:
-            self._ledger.ended(claim, superseded.state, time.time(), reason=superseded.event, detail=str(superseded))
-            self._log.warning(superseded.event, **_file(found), detail=str(superseded), **_ids(claim.ticket))
+            detail = str(superseded)
+            self._log.warning(superseded.event, **_file(found), detail=detail, **_ids(claim.ticket))
+            self._ledger.ended(claim, superseded.state, time.time(), reason=superseded.event, detail=detail)
         finally:
             self._turns.over(turn)
+
+    def _go_on(self, turn: Turn) -> None:
+        """Go on where the ledger says that the recording is."""
+        if turn.claim.state is State.UPLOADED:
+            self._file_done(turn)
+        elif turn.claim.refusal is not None:
+            self._file_failed(turn, turn.claim.refusal)
+        else:
+            self._send_and_file(turn)
 
     # Sending
 
     def _send_and_file(self, turn: Turn) -> None:
         claim, found = turn.claim, turn.claim.identity
         wait_ms = _ms(time.time() - claim.settled_at)
-        with tree.opened(self._open(found)) as fd:
+        with tree.opened(self._open(claim)) as fd:
             if probe.writers(fd).open:
                 detail = "it is open for writing again; it settles anew"
                 raise _SupersededError("recording.reopened", State.SUPERSEDED, detail)
@@ -152,7 +166,8 @@ class Uploads:
         self._ledger.uploaded(claim)
         self._file_done(turn, sent, facts, wait_ms=wait_ms)
 
-    def _open(self, found: Identity) -> int:
+    def _open(self, claim: Claim) -> int:
+        found = claim.identity
         try:
             root = tree.open_root(found.folder)
         except OSError as error:
@@ -163,7 +178,7 @@ class Uploads:
             try:
                 return tree.open_recording(root, found.path)
             except FileNotFoundError:
-                raise _VanishedError("recording.vanished", State.VANISHED, "it is not there any more") from None
+                raise _absence(claim) from None
             except tree.NotARegularFileError as error:
                 raise _SupersededError("recording.refused", State.VANISHED, str(error)) from None
             except PermissionError as error:
@@ -242,20 +257,17 @@ class Uploads:
         claim, found = turn.claim, turn.claim.identity
         filed_at = None
         try:
-            with tree.opened(self._open(found)) as fd:
-                has_writer = probe.writers(fd).open
-            if has_writer:
+            if self._has_writer(claim):
                 wait_s = faults.backoff_s(claim.attempts + 1, _jitter(), most_s=_LONGEST_WRITER_WAIT_S)
-                now = time.time()
-                self._ledger.put_back(claim, now + wait_s, attempts=claim.attempts + 1, reason="recording.reopened")
+                self._ledger.put_back(claim, time.monotonic() + wait_s, attempts=claim.attempts + 1)
                 return
             filed_at = self._move(turn, self._folders[found.folder].done)
         except filing.ChangedError as error:
             detail = f"{error}; what was sent is its earlier content"
             raise _SupersededError("recording.changed", State.SUPERSEDED, detail) from None
         except _VanishedError:
-            pass  # it was moved before heifyd was cut off, or a person took it: Heify has it either way
-        self._ledger.ended(claim, State.DONE, time.time(), filed_at=filed_at)
+            pass  # a person took it: Heify has it all the same
+        # The line comes first: cut off between the two, heifyd repeats it at the next start rather than lose it.
         self._log.info(
             "recording.done",
             **_file(found),
@@ -268,6 +280,23 @@ class Uploads:
             put_ms=sent.put_ms if sent else None,
             filed_at=filed_at,
         )
+        self._ledger.ended(claim, State.DONE, time.time(), filed_at=filed_at)
+
+    def _has_writer(self, claim: Claim) -> bool:
+        """Tell whether somebody has the recording open for writing; nobody has, where it was moved already."""
+        try:
+            with tree.opened(self._open(claim)) as fd:
+                return bool(probe.writers(fd).open)
+        except _VanishedError:
+            return False
+
+    def _refuse(self, turn: Turn, fault: Fault) -> None:
+        """Give a recording up, which `fault` says why, and move it to `failed/`."""
+        self._ledger.refused(turn.claim, fault)
+        try:
+            self._file_failed(turn, fault)
+        except FaultError as error:
+            self._put_back(turn, error.fault)
 
     def _file_failed(self, turn: Turn, fault: Fault) -> None:
         """Move a recording that cannot be uploaded to `failed/`, with the reason beside it."""
@@ -275,19 +304,8 @@ class Uploads:
         about = {"reason": fault.reason, "detail": fault.detail, "what_to_do": fault.advice}
         try:
             filed_at = self._move(turn, self._folders[found.folder].failed)
-        except FaultError as error:
-            self._put_back(turn, error.fault)
-            return
-        except (filing.ChangedError, _VanishedError) as error:
-            gone = isinstance(error, _VanishedError)
-            event, state = ("recording.vanished", State.VANISHED) if gone else ("recording.changed", State.SUPERSEDED)
-            self._ledger.ended(claim, state, time.time(), reason=event, detail=str(error))
-            self._log.warning(event, **_file(found), detail=str(error))
-            return
-        self._ledger.ended(
-            claim, State.FAILED, time.time(), filed_at=filed_at, reason=fault.reason, detail=fault.detail
-        )
-        self._log.error("recording.failed", **_file(found), **about, filed_at=filed_at)
+        except filing.ChangedError as error:
+            raise _SupersededError("recording.changed", State.SUPERSEDED, str(error)) from None
         try:
             filing.explain(
                 filed_at,
@@ -301,6 +319,9 @@ class Uploads:
             )
         except OSError as error:
             self._log.warning("filing.unexplained", **_file(found), detail=f"{filed_at}: {error.strerror}")
+        self._log.error("recording.failed", **_file(found), **about, filed_at=filed_at)
+        reason = {"reason": fault.reason, "detail": fault.detail}
+        self._ledger.ended(claim, State.FAILED, time.time(), filed_at=filed_at, **reason)
 
     def _move(self, turn: Turn, target: Path) -> str:
         """Move the file. Raises FaultError for a folder that does not let it, _VanishedError, filing.ChangedError."""
@@ -308,9 +329,7 @@ class Uploads:
         try:
             filed_at = filing.move(found, target)
         except FileNotFoundError:
-            if Path(found.folder).is_dir():
-                raise _VanishedError("recording.vanished", State.VANISHED, "it is not there any more") from None
-            raise FaultError(faults.of_folder("folder_missing", f"{found.folder} is not there")) from None
+            raise _absence(turn.claim) from None
         except tree.NotARegularFileError as error:
             raise filing.ChangedError(str(error)) from None
         except OSError as error:
@@ -326,16 +345,18 @@ class Uploads:
         claim, found = turn.claim, turn.claim.identity
         if fault.reason == "rate_limited":
             self._pace.slow_down(fault.retry_after_s)
-        now = time.time()
+        now_s = time.monotonic()
         wait_s = self._turns.failed(turn, fault)
-        failing_since = None
+        failing_s = 0.0
         if wait_s is None:
-            failing_since = claim.failing_since or now
-            if now - failing_since > self._retry_for_s:
+            # Counted from what it took and what it waited, so that no change of the date ends it.
+            failing_s = claim.failing_s + now_s - turn.began_s
+            if failing_s > self._retry_for_s:
                 detail = f"tried {claim.attempts + 1} times, last: {fault.detail}"
-                self._file_failed(turn, replace(fault, owner=Owner.FILE, reason="retries_ended", detail=detail))
+                self._refuse(turn, replace(fault, owner=Owner.FILE, reason="retries_ended", detail=detail))
                 return
             wait_s = max(faults.backoff_s(claim.attempts + 1, _jitter()), fault.retry_after_s or 0.0)
+            failing_s += wait_s
             self._log.warning(
                 "upload.retrying",
                 **_file(found),
@@ -343,9 +364,7 @@ class Uploads:
                 detail=fault.detail,
                 retry_in_s=round(wait_s, 1),
             )
-        self._ledger.put_back(
-            claim, now + wait_s, attempts=claim.attempts + 1, failing_since=failing_since, reason=fault.reason
-        )
+        self._ledger.put_back(claim, now_s + wait_s, attempts=claim.attempts + 1, failing_s=failing_s)
 
 
 def ascii_name(name: str) -> str:
@@ -357,6 +376,17 @@ def ascii_name(name: str) -> str:
 def _local_time(mtime_ns: int) -> datetime:
     """Return a file's time; of one that the calendar does not have (a file may claim any), the nearest."""
     return datetime.fromtimestamp(min(max(mtime_ns / 1e9, 0.0), _LAST_TIME_S)).astimezone()
+
+
+def _absence(claim: Claim) -> HeifydError:
+    """Tell what it means that a recording is not in its folder: it is gone, or the whole folder is."""
+    folder = claim.identity.folder
+    if not Path(folder).is_dir():
+        return FaultError(faults.of_folder("folder_missing", f"{folder} is not there"))
+    mount = mounts.mount_of(os.path.realpath(folder), mounts.own_mounts()).point
+    if claim.mount not in ("", mount):
+        return FaultError(faults.of_folder("folder_missing", f"what was mounted at {claim.mount} is not"))
+    return _VanishedError("recording.vanished", State.VANISHED, "it is not there any more")
 
 
 def _must_still_be(fd: int, found: Identity, ticket: Ticket | None = None) -> None:

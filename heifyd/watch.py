@@ -36,25 +36,25 @@ _HINTS: Final[list[type[FileSystemEvent]]] = [FileClosedEvent, FileCreatedEvent,
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a folder is watched, and why, in words for the log and `heifyd check`."""
+    """How a folder is watched, and why, in words for the log and `heifyd check`; `mount` is its mount point."""
 
     kind: Literal["events", "poll"]
     remote: bool
     reason: str
+    mount: str
 
 
 def plan(path: str, wanted: Literal["auto", "events", "poll"], mounts: list[Mount]) -> Plan:
     """Choose between native events and polling for the folder at `path` (symlinks resolved)."""
     mount = mount_of(path, mounts)
     if wanted != "auto":
-        return Plan(wanted, mount.is_remote, f"watch: {wanted} is configured (file system {mount.fs_type})")
+        reason = f"watch: {wanted} is configured (file system {mount.fs_type})"
+        return Plan(wanted, mount.is_remote, reason, mount.point)
+    where = f"{mount.fs_type} at {mount.point}"
     if mount.is_remote:
-        return Plan(
-            "poll",
-            remote=True,
-            reason=f"{mount.fs_type} at {mount.point}: events of writers elsewhere do not arrive here",
-        )
-    return Plan("events", remote=False, reason=f"{mount.fs_type} at {mount.point}: the kernel tells of every change")
+        reason = f"{where}: events of writers elsewhere do not arrive here"
+        return Plan("poll", remote=True, reason=reason, mount=mount.point)
+    return Plan("events", remote=False, reason=f"{where}: the kernel tells of every change", mount=mount.point)
 
 
 @dataclass(slots=True)
@@ -203,26 +203,25 @@ def _entries(root: int, walk: Walk) -> Iterator[Entry]:
     while pending:
         directory = pending.pop()
         try:
-            fd = tree.open_directory(root, directory)
+            with tree.opened(tree.open_directory(root, directory)) as fd, os.scandir(fd) as found:
+                for entry in found:
+                    path = f"{directory}/{entry.name}" if directory else entry.name
+                    try:
+                        if walk.recursive and entry.is_dir(follow_symlinks=False) and walk.enter(path):
+                            pending.append(path)
+                        if walk.wanted(path):
+                            status = entry.stat(follow_symlinks=False)
+                            yield Entry(path, status.st_mode, Stamp.of(status))
+                    except FileNotFoundError:
+                        continue
+                    except OSError as error:
+                        walk.unreadable(path, error)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             if not directory:
                 raise
             walk.unreadable(directory, error)
-            continue
-        with tree.opened(fd), os.scandir(fd) as found:
-            for entry in found:
-                path = f"{directory}/{entry.name}" if directory else entry.name
-                if walk.recursive and entry.is_dir(follow_symlinks=False) and walk.enter(path):
-                    pending.append(path)
-                if not walk.wanted(path):
-                    continue
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                yield Entry(path, status.st_mode, Stamp.of(status))
 
 
 def is_regular(entry: Entry) -> bool:

@@ -79,11 +79,11 @@ def _folder(folder: "Folder") -> Iterator[Finding]:
     from heifyd import daemon
 
     about = os.fspath(folder.path)
-    plan = daemon.plan_of(folder)
-    rule = daemon.settle_rule(folder, plan)
-    scan_s = daemon.rescan_seconds(folder, plan)
-    yield Finding("ok", about, f"watched by {plan.kind} ({plan.reason}), scanned every {scan_s:g} s")
-    yield from _writers(folder, rule.settle_seconds, remote=plan.remote)
+    manner = daemon.manner_of(folder)
+    plan = manner.plan
+    watched = f"watched by {plan.kind} ({plan.reason}), scanned every {manner.rescan_seconds:g} s"
+    yield Finding("ok", about, watched)
+    yield from _writers(folder, manner.rule.settle_seconds, remote=plan.remote)
     for name, target in (("done", folder.done), ("failed", folder.failed)):
         yield _movable(folder, name, target)
 
@@ -149,7 +149,7 @@ def _movable(folder: "Folder", name: str, target: Path) -> Finding:
 def _inotify(settings: "Config") -> Iterator[Finding]:
     from heifyd import daemon
 
-    watched = [folder for folder in settings.folders if daemon.plan_of(folder).kind == "events"]
+    watched = [folder for folder in settings.folders if daemon.manner_of(folder).plan.kind == "events"]
     if not watched:
         return
     needed = sum(_directories(folder) for folder in watched)

@@ -37,7 +37,7 @@ def command(config_path: Path, files: tuple[Path, ...], folders: tuple[Path, ...
 
     if not (files or folders or everything):
         raise click.UsageError("name files, or a folder with --folder, or give --all")
-    settings = config.load(config_path, os.environ)
+    settings = config.load(config_path, os.environ, may_be_missing=lambda *_: True)
     configured = {os.fspath(folder.path): folder for folder in settings.folders}
     wanted = {os.path.abspath(folder) for folder in folders}
     if unknown := wanted - configured.keys():

@@ -1,7 +1,7 @@
 """``heifyd run``: the daemon."""
 
 import os
-import sys
+import threading
 from pathlib import Path
 
 import click
@@ -26,12 +26,10 @@ def command(config_path: Path, log_format: str) -> int:
     another heifyd uses the ledger, 78 the configuration is not valid.
     """
     from heifyd import daemon, log
-    from heifyd.service import Exit
 
     redact = log.Redactor()
     logger = log.make(redact, for_reading={"auto": None, "json": False, "text": True}[log_format])
     code = daemon.run(config_path, os.environ, logger, redact)
-    if code == Exit.INTERNAL:
-        sys.stdout.flush()
-        os._exit(code)  # a thread may hang in a system call for ever, and would keep the process from ending
+    if threading.active_count() > 1:
+        os._exit(code)  # a thread that hangs in a system call would keep the process from ending
     return int(code)

@@ -1,19 +1,24 @@
 """``heifyd status``: what the ledger says, whether or not the daemon runs."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from heifyd.cli import config_option
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from heifyd.ledger import FolderCounts, HoldRow
+
+_LEAST_ROOM_BYTES: Final = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +45,10 @@ class Status:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(config_path: Path, as_json: bool) -> int:
     """Show each folder's waiting, uploading, done today and failed recordings, and what is held and why."""
-    import os
-
     from heifyd import config
     from heifyd.ledger import Ledger
 
-    settings = config.load(config_path, os.environ)
+    settings = config.load(config_path, os.environ, may_be_missing=lambda *_: True)
     ledger = Ledger(settings.ledger, create=False)
     try:
         status = read(ledger, [os.fspath(folder.path) for folder in settings.folders])
@@ -64,7 +67,32 @@ def read(ledger: Any, configured: Sequence[str]) -> Status:
     known = [*configured, *(folder for folder in ledger.folders() if folder not in configured)]
     folders = [FolderStatus(folder, folder in configured, ledger.counts(folder, midnight)) for folder in known]
     running = ledger.is_in_use()
-    return Status(running, str(ledger.path), ledger.holds() if running else [], folders)
+    holds = {(hold.scope, hold.owner): hold for hold in ledger.holds()} if running else {}
+    for hold in _seen_from_here(ledger.path, configured):
+        holds.setdefault((hold.scope, hold.owner), hold)
+    return Status(running, str(ledger.path), list(holds.values()), folders)
+
+
+def _seen_from_here(ledger: Path, configured: Sequence[str]) -> "Iterator[HoldRow]":
+    """Give what stops the daemon that it cannot write into the ledger, or that is so whether it runs or not."""
+    from heifyd import faults
+    from heifyd.ledger import HoldRow
+
+    space = os.statvfs(ledger)
+    room = space.f_frsize * (space.f_bfree if os.geteuid() == 0 else space.f_bavail)
+    found = []
+    if room < _LEAST_ROOM_BYTES or space.f_flag & os.ST_RDONLY:
+        wrong = "its file system is read-only" if space.f_flag & os.ST_RDONLY else "its disk is full"
+        found.append(("", faults.of_ledger(f"{ledger}: the ledger cannot be written: {wrong}")))
+    for folder in configured:
+        try:
+            with os.scandir(folder):
+                pass
+        except OSError as error:
+            detail = f"{folder} cannot be opened: {error.strerror}"
+            found.append((folder, faults.of_folder("folder_missing", detail)))
+    for scope, fault in found:
+        yield HoldRow(scope, fault.owner, fault.reason, fault.detail, fault.advice, None)
 
 
 def as_dict(status: Status) -> dict[str, Any]:
@@ -103,11 +131,11 @@ def _show(status: Status) -> None:
         else f"heifyd is [bold red]not running[/] on {escape(status.ledger)}"
     )
     for hold in status.holds:
-        since = datetime.fromtimestamp(hold.since).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        console.print(
-            f"[bold red]held[/] {escape(hold.scope or 'everything')} since {since}: {escape(hold.detail)}\n"
-            f"     {escape(hold.advice)}"
-        )
+        since = ""
+        if hold.since is not None:
+            since = datetime.fromtimestamp(hold.since).astimezone().strftime(" since %Y-%m-%d %H:%M:%S")
+        what = escape(printable(hold.scope) or "everything")
+        console.print(f"[bold red]held[/] {what}{since}: {escape(printable(hold.detail))}\n     {escape(hold.advice)}")
     table = Table(box=None, header_style="bold")
     table.add_column("folder", overflow="fold")
     for column in ("waiting", "uploading", "done today", "failed", "oldest"):

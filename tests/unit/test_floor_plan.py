@@ -40,10 +40,11 @@ PURE = layer(
     why="A decision takes what was seen as an argument, so it is tested without a file, a clock or a socket.",
 )
 EDGES = layer(
-    "tree probe mounts watch ledger ledger_rows heify filing preflight log config config_source config_values api_key",
+    "tree probe mounts watch ledger ledger_file ledger_rows heify filing preflight log config config_source config_values api_key",
     (VALUES, PURE),
     watch="tree mounts",
-    ledger="ledger_rows",
+    probe="mounts",
+    ledger="ledger_file ledger_rows",
     filing="tree",
     config="config_source config_values",
     api_key="config_source config",

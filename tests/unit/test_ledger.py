@@ -26,7 +26,6 @@ from hypothesis.stateful import (
 )
 
 from heifyd.ledger import (
-    FAR_S,
     Added,
     Claim,
     FolderCounts,
@@ -36,6 +35,7 @@ from heifyd.ledger import (
     LedgerInUseError,
     State,
 )
+from heifyd.ledger_file import APPLICATION_ID
 from heifyd.recording import Identity, Ids, Ticket
 
 FOLDER = "/var/spool/calls"
@@ -46,9 +46,12 @@ TICKET = Ticket("t-1", "https://storage.heify.com/t-1?X-Amz-Signature=s", IDS, "
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with closing(Ledger(tmp_path / "ledger.sqlite")) as opened:
-        opened.lock()
+    with closing(daemons(tmp_path / "ledger.sqlite")) as opened:
         yield opened
+
+
+def daemons(path: Path) -> Ledger:
+    return Ledger.of_daemon(path, lambda _trouble: None)
 
 
 def call(path: str = "call.wav", *, version: int = 1, folder: str = FOLDER) -> Identity:
@@ -68,9 +71,7 @@ def claimed(ledger: Ledger, now: float = NOW) -> Claim:
 def restarted(ledger: Ledger) -> Ledger:
     """Leave a ledger as a killed daemon does, and open it as the next one does."""
     ledger.close()
-    again = Ledger(ledger.path)
-    again.lock()
-    return again
+    return daemons(ledger.path)
 
 
 # The file
@@ -79,8 +80,7 @@ def restarted(ledger: Ledger) -> Ledger:
 def test_the_ledger_is_its_owners_alone(tmp_path: Path) -> None:
     umask = os.umask(0)
     try:
-        with closing(Ledger(tmp_path / "state" / "ledger.sqlite")) as ledger:
-            ledger.lock()
+        with closing(daemons(tmp_path / "state" / "ledger.sqlite")) as ledger:
             ledger.add([call()], NOW)
             modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "state").iterdir()}
     finally:
@@ -94,26 +94,27 @@ def test_the_ledger_is_its_owners_alone(tmp_path: Path) -> None:
 def test_a_second_daemon_is_kept_out_until_the_first_is_gone(ledger: Ledger) -> None:
     with closing(Ledger(ledger.path)) as second:
         with pytest.raises(LedgerInUseError, match="another heifyd"):
-            second.lock()
+            daemons(ledger.path)
         assert second.is_in_use()
         ledger.close()
         assert not second.is_in_use()
-        second.lock()
+        daemons(ledger.path).close()
 
 
 def test_a_second_daemon_that_is_kept_out_takes_nothing_from_the_first(ledger: Ledger) -> None:
     queued(ledger, call())
     claimed(ledger)
 
+    with pytest.raises(LedgerInUseError):
+        daemons(ledger.path)
     with closing(Ledger(ledger.path)) as second:
-        with pytest.raises(LedgerInUseError):
-            second.lock()
         assert second.claim(FOLDER, NOW) is None
 
 
 def test_a_ledger_of_another_version_is_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute("PRAGMA user_version = 99")
 
     with pytest.raises(LedgerError, match="another version of heifyd"):
@@ -126,7 +127,7 @@ def test_a_file_that_is_no_ledger_is_refused_and_left_as_it_is(tmp_path: Path) -
     path = tmp_path / "call.wav"
     path.write_bytes(b"RIFF" * 1000)
 
-    with pytest.raises(LedgerError, match="give `ledger:` a path"):
+    with pytest.raises(LedgerError, match="damaged"):
         Ledger(path)
     assert path.read_bytes() == b"RIFF" * 1000
 
@@ -140,7 +141,7 @@ def test_looking_at_a_ledger_that_is_not_there_makes_none(tmp_path: Path) -> Non
 def test_a_ledger_that_cannot_be_made_says_where(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(LedgerError, match="cannot be opened"):
+    with pytest.raises(LedgerError, match="cannot be used .*; give `ledger:`"):
         Ledger(tmp_path / "file" / "ledger.sqlite")
 
 
@@ -216,7 +217,7 @@ def test_a_recording_that_comes_back_goes_on_with_the_transcription_it_had(ledge
     queued(ledger, call())
     claim = claimed(ledger)
     ledger.uploading(claim, TICKET)
-    ledger.put_back(claim, NOW + 60, attempts=7, failing_since=NOW - 100, reason="http_500")
+    ledger.put_back(claim, NOW + 60, attempts=7, failing_s=100.0)
     ledger.ended(claimed(ledger, NOW + 60), state, NOW + 60, reason="retries_ended", detail="http_500")
 
     queued(ledger, call(), NOW + 100)
@@ -226,7 +227,7 @@ def test_a_recording_that_comes_back_goes_on_with_the_transcription_it_had(ledge
     assert again.ticket is not None
     assert again.ticket.transcription_id == "t-1"
     assert not again.ticket.is_good(0.0, "boot"), "its URL is not kept; Heify is asked whether the first one arrived"
-    assert (again.attempts, again.failing_since, again.settled_at) == (0, None, NOW + 100)
+    assert (again.attempts, again.failing_s, again.settled_at) == (0, 0.0, NOW + 100)
 
 
 def test_a_failed_recording_without_a_transcription_starts_from_the_beginning(ledger: Ledger) -> None:
@@ -258,14 +259,6 @@ def test_a_recording_waits_until_its_time_and_lets_younger_ones_pass(ledger: Led
     assert claimed(ledger, NOW + 600).attempts == 1
 
 
-def test_a_wait_that_only_a_moved_clock_can_have_set_is_void(ledger: Ledger) -> None:
-    queued(ledger, call())
-    ledger.put_back(claimed(ledger), NOW + FAR_S, attempts=1)
-
-    assert ledger.claim(FOLDER, NOW) is None, "the longest wait there is"
-    assert ledger.claim(FOLDER, NOW - 86_400) is not None, "the clock was set back by a day"
-
-
 def test_a_recording_is_one_workers_alone(ledger: Ledger) -> None:
     ledger.add([call(f"{number}.wav") for number in range(40)], NOW)
     taken: list[str] = []
@@ -291,11 +284,11 @@ def test_while_a_folder_is_held_only_what_needs_but_filing_is_claimed(ledger: Le
     for claim in (waits, sent):
         ledger.put_back(claim, 0.0, attempts=0)
 
-    held = ledger.claim(FOLDER, NOW, only_uploaded=True)
+    held = ledger.claim(FOLDER, NOW, only_to_file=True)
 
     assert held is not None
     assert held.identity.path == "sent.wav"
-    assert ledger.claim(FOLDER, NOW, only_uploaded=True) is None
+    assert ledger.claim(FOLDER, NOW, only_to_file=True) is None
 
 
 def test_what_a_killed_daemon_was_at_goes_on_at_once_with_the_same_url(ledger: Ledger) -> None:
@@ -354,15 +347,15 @@ def test_work_that_comes_between_looking_and_waiting_is_not_slept_through(ledger
 
 def test_how_long_a_recording_has_been_failing_is_kept_until_it_is_uploaded(ledger: Ledger) -> None:
     queued(ledger, call())
-    ledger.put_back(claimed(ledger), 0.0, attempts=3, failing_since=NOW - 100)
+    ledger.put_back(claimed(ledger), 0.0, attempts=3, failing_s=100.0)
 
     with closing(restarted(ledger)) as again:
         claim = claimed(again)
-        assert (claim.attempts, claim.failing_since) == (3, NOW - 100)
+        assert (claim.attempts, claim.failing_s) == (3, 100.0)
         again.uploading(claim, TICKET)
         again.uploaded(claim)
         again.put_back(claim, 0.0, attempts=4)
-        assert claimed(again).failing_since is None
+        assert claimed(again).failing_s == 0.0
 
 
 @pytest.mark.parametrize(("scope", "is_other_forgiven"), [(FOLDER, False), (None, True)])
@@ -375,14 +368,14 @@ def test_a_hold_that_begins_forgives_what_it_holds_and_nothing_else(
         queued(ledger, call(folder=folder))
         claim = ledger.claim(folder, NOW)
         assert claim is not None
-        ledger.put_back(claim, 0.0, attempts=1, failing_since=NOW)
+        ledger.put_back(claim, 0.0, attempts=1, failing_s=50.0)
 
     ledger.hold_began(scope)
 
-    assert claimed(ledger).failing_since is None
+    assert claimed(ledger).failing_s == 0.0
     other = ledger.claim("/srv/other", NOW)
     assert other is not None
-    assert (other.failing_since is None) == is_other_forgiven
+    assert (other.failing_s == 0.0) == is_other_forgiven
 
 
 @pytest.mark.parametrize(("scope", "is_other_freed"), [(FOLDER, False), (None, True)])
@@ -475,8 +468,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.directory = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
-        self.ledger = Ledger(Path(self.directory.name) / "ledger.sqlite")
-        self.ledger.lock()
+        self.ledger = daemons(Path(self.directory.name) / "ledger.sqlite")
         self.known: dict[Identity, Known] = {}
         self.life = 0
         self.number = 0
@@ -505,9 +497,9 @@ class LedgerMachine(RuleBasedStateMachine):
         if added is Added.QUEUED:
             assert not known.sent, "it would be sent twice"
 
-    @rule(target=claims, only_uploaded=st.booleans())
-    def take(self, only_uploaded: bool) -> Claim | MultipleResults[Claim]:  # noqa: FBT001
-        claim = self.ledger.claim(FOLDER, NOW, only_uploaded=only_uploaded)
+    @rule(target=claims, only_to_file=st.booleans())
+    def take(self, only_to_file: bool) -> Claim | MultipleResults[Claim]:  # noqa: FBT001
+        claim = self.ledger.claim(FOLDER, NOW, only_to_file=only_to_file)
         if claim is None:
             return multiple()
         known = self.known[claim.identity]
@@ -542,7 +534,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(claim=consumes(claims), wait_s=st.sampled_from([0.0, 1.0]))
     def give_back(self, claim: Claim, wait_s: float) -> None:
         if self._is_ours(claim):
-            self.ledger.put_back(claim, NOW + wait_s, attempts=claim.attempts + 1, failing_since=NOW)
+            self.ledger.put_back(claim, NOW + wait_s, attempts=claim.attempts + 1, failing_s=50.0)
 
     @rule()
     def bring_back(self) -> None:

@@ -1,9 +1,9 @@
 """The log: one JSON object a line, and nothing secret in it."""
 
-import io
 import json
 import logging
 import os
+import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -29,14 +29,14 @@ class Page:
     """A log, and what was written to it."""
 
     def __init__(self, *, for_reading: bool) -> None:
-        self._raw = io.BytesIO()
-        self._out = io.TextIOWrapper(self._raw, encoding="utf-8")
+        self._out = os.memfd_create("log")
+        weakref.finalize(self, os.close, self._out)
         self.redact = Redactor()
         self.log: Log = log.make(self.redact, self._out, for_reading=for_reading)
 
     @property
     def raw(self) -> bytes:
-        return self._raw.getvalue()
+        return os.pread(self._out, 1_000_000, 0)
 
     @property
     def lines(self) -> list[dict[str, object]]:

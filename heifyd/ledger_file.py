@@ -1,0 +1,281 @@
+"""The ledger's file: opened, kept for one daemon, set aside if it is damaged, waited for while it cannot be written."""
+
+import errno
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from heifyd.errors import HeifydError
+
+T = TypeVar("T")
+
+APPLICATION_ID: Final = 0x48656966
+"""What marks a SQLite file as heifyd's ("Heif", PRAGMA application_id)."""
+
+SCHEMA: Final = 1
+_AGAIN_S: Final = 1.0
+_BUSY_S: Final = 30.0
+_PRIMARY: Final = 0xFF
+_PASSING: Final = frozenset(
+    (
+        *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY),
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
+    )
+)
+"""What SQLite answers for the file's surroundings, until those are in order again (sqlite.org/rescode)."""
+
+_DAMAGE: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+_PASSING_ERRNOS: Final = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+)
+
+
+class LedgerError(HeifydError):
+    """The ledger cannot be used."""
+
+
+class LedgerInUseError(LedgerError):
+    """Another heifyd is using this ledger."""
+
+
+class LedgerUnwritableError(LedgerError):
+    """The ledger cannot be read or written at present, as where its disk is full."""
+
+
+class LedgerDamagedError(LedgerError):
+    """The ledger's file is damaged, or was never a ledger."""
+
+
+class LedgerFile:
+    """A ledger's SQLite file. Thread-safe.
+
+    After `be_patient`, what cannot be read or written is tried again until it can, or until `give_up`.
+    """
+
+    def __init__(self, path: Path, metadata: sa.MetaData, *, create: bool) -> None:
+        """Open the file, with `create` made where there is none. Raises LedgerError."""
+        self.path = path
+        self._lock = threading.Lock()
+        self._given_up = threading.Event()
+        self._report: Callable[[str | None], None] | None = None
+        self._trouble = threading.Lock()
+        self._is_troubled = False
+        if create:
+            _make(path)
+        elif not path.exists():
+            raise LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it")
+        is_new = _is_new(path)
+        self._engine = _engine(path)
+        if is_new:
+            try:
+                self.write(lambda db: _lay_out(db, metadata))
+            except LedgerError:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._engine.dispose()
+
+    def be_patient(self, report: Callable[[str | None], None]) -> None:
+        """From now on wait where the file cannot be used; `report` is told why, and None when that is over."""
+        self._report = report
+
+    def give_up(self) -> None:
+        """Wait for nothing any more: whoever waits, and what cannot be done from now on, gets LedgerUnwritableError."""
+        self._given_up.set()
+
+    def read(self, do: Callable[[Connection], T]) -> T:
+        """Return what `do` reads in one transaction. Raises LedgerError."""
+        return self._patiently(lambda: self._read(do))
+
+    def write(self, do: Callable[[Connection], T]) -> T:
+        """Return what `do` returns, when all that it wrote is on disk. Raises LedgerError; then nothing is written."""
+        result = self._patiently(lambda: self._write(do))
+        self._trouble_is_over()
+        return result
+
+    def try_to_write(self, do: Callable[[Connection], T]) -> T:
+        """Do as `write` does, but wait for nothing. Raises LedgerUnwritableError, or another LedgerError."""
+        return self._write(do)
+
+    def _read(self, do: Callable[[Connection], T]) -> T:
+        try:
+            with self._engine.begin() as db:
+                return do(db)
+        except (sa.exc.DBAPIError, sqlite3.Error) as error:
+            raise _meaning(self.path, error) from error
+
+    def _write(self, do: Callable[[Connection], T]) -> T:
+        # One at a time in this process: SQLite itself waits by sleeping.
+        try:
+            with self._lock, self._engine.execution_options(writes=True).begin() as db:
+                return do(db)
+        except (sa.exc.DBAPIError, sqlite3.Error) as error:
+            raise _meaning(self.path, error) from error
+
+    def _patiently(self, do: Callable[[], T]) -> T:
+        while True:
+            try:
+                return do()
+            except LedgerUnwritableError as error:
+                if self._report is None or self._given_up.is_set():
+                    raise
+                with self._trouble:
+                    if not self._is_troubled:
+                        self._is_troubled = True
+                        self._report(str(error))
+                if self._given_up.wait(_AGAIN_S):
+                    raise
+
+    def _trouble_is_over(self) -> None:
+        if self._is_troubled:
+            with self._trouble:
+                if self._is_troubled and self._report is not None:
+                    self._is_troubled = False
+                    self._report(None)
+
+
+def lock(path: Path) -> int:
+    """Keep every other daemon out of the ledger at `path` until the returned descriptor is closed.
+
+    Raises LedgerInUseError, or another LedgerError.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _meaning(path, error) from None
+    if _is_locked(fd):
+        os.close(fd)
+        raise LedgerInUseError(
+            f"{path}: another heifyd is using this ledger; stop it, or give this one its own `ledger:`"
+        )
+    return fd
+
+
+def is_in_use(path: Path) -> bool:
+    """Tell whether a daemon has the ledger at `path` locked."""
+    with suppress(FileNotFoundError):
+        fd = os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _is_locked(fd)
+        finally:
+            os.close(fd)
+    return False
+
+
+def _is_locked(fd: int) -> bool:
+    """Lock a lock file, and tell whether another process has it locked instead."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged file a name of its own beside its place, and return it. Raises LedgerError.
+
+    Its log goes first: SQLite would take a log that lies beside a new file for the new file's (sqlite.org/walformat).
+    """
+    kept = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    try:
+        for suffix in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                os.rename(f"{path}{suffix}", f"{kept}{suffix}")
+        _sync(path.parent)
+    except OSError as error:
+        raise _meaning(path, error) from None
+    return kept
+
+
+def _make(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        else:
+            _sync(path.parent)
+    except OSError as error:
+        raise _meaning(path, error) from None
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_new(path: Path) -> bool:
+    """Tell whether the file is still without tables; only looks, as it may be another program's. Raises LedgerError."""
+    try:
+        with closing(sqlite3.connect(path, timeout=_BUSY_S)) as connection:
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.Error as error:
+        raise _meaning(path, error) from error
+    if application == 0 and version == 0 and tables == 0:
+        return True
+    if application != APPLICATION_ID:
+        raise LedgerDamagedError(f"{path}: it is another program's database, not a ledger of heifyd")
+    if version != SCHEMA:
+        raise LedgerError(
+            f"{path}: written by another version of heifyd (schema {version}, this one is {SCHEMA}); "
+            "run that version, or give `ledger:` another path"
+        )
+    return False
+
+
+def _lay_out(db: Connection, metadata: sa.MetaData) -> None:
+    metadata.create_all(db)
+    db.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _engine(path: Path) -> Engine:
+    url = sa.URL.create("sqlite", database=os.fspath(path))
+    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S}, hide_parameters=True)
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # so that transactions begin where SQLAlchemy begins them, see below
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = ON")  # a URL that was forgotten leaves no bytes behind
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+    return engine
+
+
+def _meaning(path: Path, error: Exception) -> LedgerError:
+    """Turn an error of the system or of SQLite into the ledger's own, which says what to do."""
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    if isinstance(cause, OSError):
+        passes, damaged, said = cause.errno in _PASSING_ERRNOS, False, str(cause.strerror)
+    else:
+        code = getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        passes = code & _PRIMARY in _PASSING and code != sqlite3.SQLITE_READONLY_DBMOVED  # which lasts until a restart
+        damaged, said = code & _PRIMARY in _DAMAGE, str(cause)
+    if damaged:
+        return LedgerDamagedError(f"{path}: the ledger is damaged ({said})")
+    if passes:
+        return LedgerUnwritableError(f"{path}: the ledger cannot be used at present ({said})")
+    return LedgerError(f"{path}: the ledger cannot be used ({said}); give `ledger:` a path that heifyd can write to")
