@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from heifyd import probe, tree, watch
 from heifyd.ledger import Added, Ledger, LedgerUnwritableError
 from heifyd.log import Log
+from heifyd.names import NamedFolder, Names
 from heifyd.probe import Check
-from heifyd.recording import HEAD_BYTES, Identity, Stamp, extension, riff_surplus
-from heifyd.settle import Rule, Settling, is_temporary
+from heifyd.recording import HEAD_BYTES, Identity, Stamp, riff_surplus
+from heifyd.settle import Rule, Settling
 from heifyd.watch import Entry, Hints, Observing, Plan, Walk
 
 _BUSY_S: Final = 1.0
@@ -26,24 +26,6 @@ _UNFINISHED_WAV: Final = 10.0
 
 _SHORTAGES: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 """Errors that are this process's or the machine's, and say nothing of the file or folder that they came with."""
-
-
-class IntakeFolder(Protocol):
-    """What this journey needs to know of a watched folder."""
-
-    @property
-    def path(self) -> Path: ...  # noqa: D102 (the protocol's members are the configuration's)
-    @property
-    def recursive(self) -> bool: ...  # noqa: D102
-    @property
-    def extensions(self) -> frozenset[str]: ...  # noqa: D102
-    @property
-    def done(self) -> Path: ...  # noqa: D102
-    @property
-    def failed(self) -> Path: ...  # noqa: D102
-    @property
-    def ready_marker(self) -> str | None: ...  # noqa: D102
-    def excludes(self, relative_path: str) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +54,7 @@ class Intake:
 
     def __init__(
         self,
-        folder: IntakeFolder,
+        folder: NamedFolder,
         manner_of: Callable[[], Manner],
         ledger: Ledger,
         observing: Observing,
@@ -87,7 +69,7 @@ class Intake:
         self._observing = observing
         self._log = log.bind(folder=os.fspath(folder.path))
         self._name = os.fspath(folder.path)
-        self._own = tuple(_below(self._name, os.fspath(target)) for target in (folder.done, folder.failed))
+        self._names = Names(folder)
         self._stopping = threading.Event()
         self._told: set[tuple[str, str]] = set()
         self._root: tuple[int, int] | None = None
@@ -95,7 +77,7 @@ class Intake:
         self._scan_root = -1
         self._next_scan_s = 0.0
         self._is_watched = False
-        self._walk = Walk(folder.recursive, self._is_recording, self._is_entered, self._tell_unreadable)
+        self._walk = Walk(folder.recursive, self._names.is_recording, self._names.is_entered, self._tell_unreadable)
         self.hints = Hints()
         self.ready = threading.Event()
         """Set once the folder is watched, or found to be missing."""
@@ -129,7 +111,7 @@ class Intake:
         paths, scan_asked = self.hints.take(wait_s)
         if scan_asked:
             self._next_scan_s = 0.0
-        stirred = {path: None for hinted in paths for path in self._recordings_at(hinted)}
+        stirred = {path: None for hinted in paths for path in self._names.recordings_at(hinted)}
         due = dict.fromkeys(self._settling.due(time.monotonic()))
         if stirred or due:
             self._look_at(list(stirred | due), stirred=stirred.keys())
@@ -245,40 +227,6 @@ class Intake:
             os.close(self._scan_root)
             self._scan_root = -1
 
-    # Names
-
-    def _is_entered(self, path: str) -> bool:
-        return path not in self._own and not path.rpartition("/")[2].startswith(".") and not self._folder.excludes(path)
-
-    def _is_recording(self, path: str) -> bool:
-        name = path.rpartition("/")[2]
-        if is_temporary(name):
-            return False
-        if extension(name) not in self._folder.extensions:
-            return False
-        return not any(
-            own is not None and path.startswith(f"{own}/") for own in self._own
-        ) and not self._folder.excludes(path)
-
-    def _recordings_at(self, hinted: str) -> list[str]:
-        """Return the recordings that a hint may be about: the file itself, or those whose ready marker it is."""
-        directory, slash, name = hinted.rpartition("/")
-        marker = self._folder.ready_marker
-        candidates = [hinted]
-        if marker is not None:
-            before, _, after = marker.replace("{name}", "{stem}").partition("{stem}")
-            if name.startswith(before) and name.endswith(after):
-                middle = name[len(before) : len(name) - len(after)]
-                lower = self._folder.extensions if "{stem}" in marker else {""}
-                endings = {*lower, *(ending.upper() for ending in lower)}
-                candidates = [f"{directory}{slash}{middle}{ending}" for ending in sorted(endings)]
-        return [path for path in candidates if self._is_recording(path) and self._is_in_reach(path)]
-
-    def _is_in_reach(self, path: str) -> bool:
-        """Tell whether a scan would come to this path: events speak of excluded sub-folders too."""
-        parents = Path(path).parents
-        return all(self._is_entered(os.fspath(parent)) for parent in parents if os.fspath(parent) != ".")
-
     # Files
 
     def _look_at(self, paths: list[str], stirred: AbstractSet[str] = frozenset()) -> None:
@@ -350,7 +298,7 @@ class Intake:
 
     def _is_marked(self, root: int, path: str) -> bool:
         """Tell whether the ready marker is there, where one is called for; its coming will be the next look."""
-        marker = marker_of(path, self._folder.ready_marker)
+        marker = self._names.marker_of(path)
         if marker is None:
             return True
         try:
@@ -399,17 +347,3 @@ CHECKS: Final = {
         "a file that is quiet for settle_seconds counts as finished"
     ),
 }
-
-
-def marker_of(path: str, template: str | None) -> str | None:
-    """Return the path of a recording's ready marker, or None where the folder asks for none."""
-    if template is None:
-        return None
-    directory, slash, name = path.rpartition("/")
-    stem = name[: len(name) - len(extension(name))]
-    return directory + slash + template.format(name=name, stem=stem)
-
-
-def _below(folder: str, target: str) -> str | None:
-    """Return a target's path relative to the folder, or None where it lies elsewhere."""
-    return target.removeprefix(f"{folder}/") if target.startswith(f"{folder}/") else None

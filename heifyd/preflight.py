@@ -49,7 +49,7 @@ def examine(fd: int, name: str, size_bytes: int) -> Facts:
         raise FaultError(
             faults.of_file("too_long", f"it lasts {duration_s:,.0f} s, and Heify takes at most {MAX_DURATION_S:,.0f} s")
         )
-    return Facts(content_type(name, found), duration_s)
+    return Facts(content_type(name, found), None if duration_s is None else round(duration_s, 3))
 
 
 _LENGTH_UNTOLD: Final = frozenset((".aac", ".amr", ".webm"))

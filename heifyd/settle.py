@@ -1,6 +1,5 @@
 """When a file is a finished recording: decided from what was seen of it and when. No I/O, no clock, no threads."""
 
-import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,13 +7,6 @@ from heifyd.recording import Stamp
 
 MOST_TRACKED: Final = 10_000
 """Unfinished files remembered for one folder; the next scan finds what did not fit, so memory stays bounded."""
-
-_TEMPORARY: Final = re.compile(r"^\.|^~\$|\.(part|filepart|tmp|crdownload|partial)$", re.IGNORECASE)
-
-
-def is_temporary(name: str) -> bool:
-    """Tell whether a file name is one that programs give to what they have not finished writing."""
-    return _TEMPORARY.search(name) is not None
 
 
 @dataclass(frozen=True, slots=True)

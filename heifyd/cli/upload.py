@@ -122,7 +122,7 @@ class _Bar:
 
 def _upload(heify: "Heify", file: Path, ids: "Ids", name: str | None, bar: _Bar) -> str:
     from heifyd import preflight, tree
-    from heifyd.upload import ascii_name
+    from heifyd.sending import ascii_name
 
     with tree.opened(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
         found = os.fstat(fd)

@@ -32,7 +32,7 @@ def layer(modules: str, below: tuple[Layer, ...] = (), *, why: str, **also: str)
 
 VALUES = layer("errors recording", why="Values know nothing of what is done with them.")
 PURE = layer(
-    "faults holds settle pace globs answers urls",
+    "faults holds names settle pace globs answers urls",
     (VALUES,),
     holds="faults",
     settle="faults",
@@ -40,7 +40,8 @@ PURE = layer(
     why="A decision takes what was seen as an argument, so it is tested without a file, a clock or a socket.",
 )
 EDGES = layer(
-    "tree probe mounts watch ledger ledger_file ledger_rows heify filing preflight log config config_source config_values api_key",
+    "tree probe mounts watch ledger ledger_file ledger_rows heify filing preflight log "
+    "config config_source config_values api_key",
     (VALUES, PURE),
     watch="tree mounts",
     probe="mounts",
@@ -51,9 +52,10 @@ EDGES = layer(
     why="An edge does one kind of I/O; joined to another edge it could not be replaced or tested alone.",
 )
 JOURNEYS = layer(
-    "intake upload turns",
+    "intake upload sending claimed turns",
     (VALUES, PURE, EDGES),
-    upload="turns",
+    upload="sending claimed turns",
+    sending="claimed turns",
     why="A journey joins the edges. The two meet in the ledger and nowhere else, so nothing is called backwards.",
 )
 SERVICE = layer("service", (layer("errors", why=""),), why="Signals and exit codes are the process's, not the work's.")

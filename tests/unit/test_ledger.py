@@ -141,7 +141,7 @@ def test_looking_at_a_ledger_that_is_not_there_makes_none(tmp_path: Path) -> Non
 def test_a_ledger_that_cannot_be_made_says_where(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(LedgerError, match="cannot be used .*; give `ledger:`"):
+    with pytest.raises(LedgerError, match=r"cannot be used .*; give `ledger:`"):
         Ledger(tmp_path / "file" / "ledger.sqlite")
 
 

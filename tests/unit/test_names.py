@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heifyd.intake import marker_of
-from heifyd.upload import MOST_NAME_CHARS, ascii_name
+from heifyd.names import marker_of
+from heifyd.sending import MOST_NAME_CHARS, ascii_name
 
 anything = st.text(st.characters(categories=["L", "M", "N", "P", "S", "Z", "C"]))
 

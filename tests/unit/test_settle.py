@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from heifyd.names import is_temporary
 from heifyd.recording import Stamp
-from heifyd.settle import MOST_TRACKED, Rule, Settling, is_temporary
+from heifyd.settle import MOST_TRACKED, Rule, Settling
 
 CALL = "call.wav"
 LOCAL = Rule(2.0)
