@@ -25,6 +25,7 @@ SCHEMA: Final = 1
 _AGAIN_S: Final = 1.0
 _BUSY_S: Final = 30.0
 _PRIMARY: Final = 0xFF
+_SMALLEST_PAGE_BYTES: Final = 512
 _PASSING: Final = frozenset(
     (
         *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY),
@@ -222,6 +223,8 @@ def _sync(directory: Path) -> None:
 
 def _is_new(path: Path) -> bool:
     """Tell whether the file is still without tables; only looks, as it may be another program's. Raises LedgerError."""
+    if 0 < path.stat().st_size < _SMALLEST_PAGE_BYTES:  # which SQLite itself would take for an empty one
+        raise LedgerDamagedError(f"{path}: it is no ledger, nor any other database")
     try:
         with closing(sqlite3.connect(path, timeout=_BUSY_S)) as connection:
             (application,) = connection.execute("PRAGMA application_id").fetchone()

@@ -1107,3 +1107,21 @@ def test_the_schema_accepts_what_may_be_written(text: str) -> None:
 )
 def test_the_schema_refuses_typical_mistakes(text: str) -> None:
     assert not Draft202012Validator(config.json_schema()).is_valid(yaml.safe_load(text))
+
+
+def test_a_folder_that_is_away_passes_where_the_caller_knows_it(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    text = "ledger: {0}/ledger.sqlite\nfolders:\n  - path: {0}/away\n    configuration_id: {1}\n"
+    path.write_text(text.format(tmp_path, "a1b2c3d4-e5f6-7890-1234-567890abcdef"))
+    asked: list[tuple[Path, Path]] = []
+
+    def knows(ledger: Path, folder: Path) -> bool:
+        asked.append((ledger, folder))
+        return True
+
+    found = load(path, {}, may_be_missing=knows)
+
+    assert [folder.path for folder in found.folders] == [tmp_path / "away"]
+    assert set(asked) == {(tmp_path / "ledger.sqlite", tmp_path / "away")}
+    with pytest.raises(ConfigError, match="does not exist; create the directory"):
+        load(path, {}, may_be_missing=lambda _ledger, _folder: False)

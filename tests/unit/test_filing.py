@@ -357,3 +357,34 @@ def test_a_recording_that_goes_back_takes_no_other_ones_name(calls: Path, target
     assert filing.bring_back(filed_at, found) == os.fspath(calls / "call~1.wav")
     assert (calls / "call.wav").read_bytes() == b"new"
     assert (calls / "call~1.wav").read_bytes() == b"failed"
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_move_that_was_made_but_not_noted_is_found_again(calls: Path, target: Path, taken: bool) -> None:  # noqa: FBT001
+    if taken:
+        put(target, "2026/call.wav", b"another")
+    recording = put(calls, "2026/call.wav", b"call", mtime_ns=1_800_000_000_123_456_789)
+
+    first = filing.move(recording, target)
+
+    assert filing.move(recording, target) == first
+    assert Path(first).name == ("call~1.wav" if taken else "call.wav")
+
+
+def test_a_recording_that_is_gone_is_not_found_in_one_of_its_name(calls: Path, target: Path) -> None:
+    put(target, "call.wav", b"call")
+    recording = put(calls, "call.wav", b"call", mtime_ns=1_800_000_000_123_456_789)
+    (calls / "call.wav").unlink()
+
+    with pytest.raises(FileNotFoundError):
+        filing.move(recording, target)
+
+
+def test_a_recording_that_is_gone_leaves_no_directory_behind(calls: Path, target: Path) -> None:
+    recording = put(calls, "2026/07/call.wav", b"call")
+    (calls / "2026/07/call.wav").unlink()
+
+    with pytest.raises(FileNotFoundError):
+        filing.move(recording, target)
+
+    assert not (target / "2026").exists()

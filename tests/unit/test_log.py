@@ -1,5 +1,6 @@
 """The log: one JSON object a line, and nothing secret in it."""
 
+import fcntl
 import json
 import logging
 import os
@@ -233,3 +234,38 @@ def test_what_libraries_warn_of_is_in_the_one_log_and_the_urls_they_chat_of_are_
     assert (line["level"], line["event"], line["library"]) == ("warning", "library.warning", "httpx")
     assert str(line["detail"]).startswith("retrying https://storage.heify.com/upload/c/t-1?")
     assert [part for part in (KEY, *PARTS) if part in str(line)] == []
+
+
+def test_a_log_without_room_stops_nothing_and_tells_how_much_was_lost() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    try:
+        logger = log.make(Redactor(), writer, for_reading=False)
+        for number in range(100):
+            logger.info("recording.done", number=number, file="x" * 100)
+        first = os.read(reader, 100_000)
+        for number in (100, 101):
+            logger.info("recording.done", number=number)
+        lines = [json.loads(line) for line in (first + os.read(reader, 100_000)).splitlines()]
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+    numbers = [line["number"] for line in lines if line["event"] == "recording.done"]
+    [lost] = [line for line in lines if line["event"] == "log.lost"]
+    assert numbers == [*range(100 - lost["lines"]), 100, 101]
+    assert lost["lines"] > 0
+    assert lines.index(lost) == len(lines) - 3
+
+
+def test_a_log_on_a_full_disk_or_without_a_reader_raises_nothing() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        for fd in (full, writer):
+            log.make(Redactor(), fd, for_reading=False).error("hold.started")
+    finally:
+        os.close(full)
+        os.close(writer)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from heifyd.mounts import Mount, mount_of, own_mounts, parse
+from heifyd.mounts import Mount, is_shared, mount_of, own_mounts, parse
 
 MOUNTINFO = rb"""22 1 259:2 / / rw,relatime shared:1 - ext4 /dev/vda rw
 36 22 0:31 / /srv/calls rw,nosuid shared:7 master:2 - nfs4 pbx.example.com:/calls rw,vers=4.2
@@ -76,3 +76,13 @@ def test_the_kernels_own_table_tells_of_the_root_and_of_shared_memory() -> None:
     assert mount_of("/proc/self", mounts).fs_type == "proc"
     assert mount_of("/", mounts).point == "/"
     assert Path(mount_of("/dev/shm", mounts).point).is_dir()
+
+
+def test_a_local_file_is_not_on_a_share(tmp_path: Path) -> None:
+    with (tmp_path / "call.wav").open("wb") as file:
+        assert not is_shared(file.fileno())
+
+
+def test_what_the_kernel_cannot_tell_is_an_error() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        is_shared(-1)

@@ -17,6 +17,7 @@ from heifyd.recording import (
     content_type,
     extension,
     plausible_duration_s,
+    riff_surplus,
     sniff,
 )
 
@@ -122,3 +123,26 @@ def test_writing_to_a_file_changes_its_stamp_even_where_its_mtime_is_put_back(tm
 
     assert Stamp.of(after).identity("f", "call.wav") == Stamp.of(before).identity("f", "call.wav")
     assert Stamp.of(after) != Stamp.of(before)
+
+
+@pytest.mark.parametrize(
+    ("said", "has", "surplus"),
+    [
+        (1000, 1008, 0),
+        (1001, 1010, 0),  # a byte that pads the last chunk
+        (1000, 1010, 2),
+        (36, 100_044, 100_000),  # the header of a live call, as it is before the recorder comes back to it
+        (0, 44, 36),
+        (100_036, 60_044, -40_000),  # a copy that is under way
+        (0xFFFFFFFF, 44, 36 - 0xFFFFFFFF),
+    ],
+)
+def test_a_wav_file_says_how_long_it_will_be(said: int, has: int, surplus: int) -> None:
+    head = b"RIFF" + said.to_bytes(4, "little") + b"WAVEfmt "
+
+    assert riff_surplus(head, has) == surplus
+
+
+@pytest.mark.parametrize("head", [b"", b"RIFF", b"RIFF\0\0\0\0AVI LIST", b"RF64\xff\xff\xff\xffWAVEds64", b"OggS" * 9])
+def test_what_is_no_riff_wave_says_nothing_of_its_length(head: bytes) -> None:
+    assert riff_surplus(head, 10_000) == 0
