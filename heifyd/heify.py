@@ -20,6 +20,7 @@ from heifyd import faults
 from heifyd.answers import Arrival, api_message, arrival, retry_after_s, storage_error
 from heifyd.errors import HeifydError
 from heifyd.faults import FaultError
+from heifyd.hiding import secrets_of, without
 from heifyd.recording import Ids, Ticket
 from heifyd.urls import must_be_safe, signed_headers, url_lifetime_s
 
@@ -119,7 +120,8 @@ class Heify:
         if status == httpx.codes.OK:
             return
         code, message = storage_error(answer)
-        fault = faults.of_storage(status, code, message)
+        secrets = secrets_of(ticket.url)
+        fault = faults.of_storage(status, without(code, secrets), without(message, secrets))
         if code in ("ExpiredToken", "RequestExpired") or (code == "AccessDenied" and "expired" in message.lower()):
             raise UrlExpiredError(fault)
         raise FaultError(fault)
@@ -149,14 +151,14 @@ class Heify:
         }
 
     def _call(self, path: str, body: dict[str, str]) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json", "x-api-key": self._key()}
+        key = self._key()
+        headers = {"Content-Type": "application/json", "x-api-key": key}
         status, answer_headers, answer = self._send(
             "POST", self._base_url + path, headers, json.dumps(body).encode(), "Heify"
         )
         if status != httpx.codes.OK:
-            raise FaultError(
-                faults.of_api(status, api_message(answer), retry_after_s(answer_headers.get("Retry-After", "")))
-            )
+            message = without(api_message(answer), [key])  # it goes into the ledger and beside the file, too
+            raise FaultError(faults.of_api(status, message, retry_after_s(answer_headers.get("Retry-After", ""))))
         try:
             data = json.loads(answer)["data"]
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -188,13 +190,12 @@ class Heify:
             raise FaultError(
                 faults.of_network("read_timeout", f"{who} gave no answer for {TIMEOUT.read:g} s")
             ) from None
-        except httpx.ConnectError as error:
-            raise FaultError(
-                faults.of_network(_connect_reason(error), f"no connection to {who} ({_host(url)}): {error}")
-            ) from None
         except httpx.HTTPError as error:
-            detail = str(error) or type(error).__name__
-            raise FaultError(faults.of_network("connection_lost", f"the connection to {who} broke: {detail}")) from None
+            said = without(str(error) or type(error).__name__, {*secrets_of(url), headers.get("x-api-key", "")})
+            if isinstance(error, httpx.ConnectError):
+                detail = f"no connection to {who} ({_host(url)}): {said}"
+                raise FaultError(faults.of_network(_connect_reason(error), detail)) from None
+            raise FaultError(faults.of_network("connection_lost", f"the connection to {who} broke: {said}")) from None
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         """Keep hold of every socket that httpcore opens, weakly, for `cut_off`."""

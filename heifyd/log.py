@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,17 +11,12 @@ from typing import Any, Final, TypeAlias
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
+from heifyd.hiding import without
+
 Log: TypeAlias = FilteringBoundLogger
 
-_SIGNATURE: Final = re.compile(
-    r"((?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId)(?:=|%3D))[^&\s\"'\\<>]+",
-    re.IGNORECASE,
-)
 _WATCHDOG_NOISE: Final = ("called when the thread is inactive", "already exists for watch")
 """What watchdog says each time one of its threads is stopped, and when sub-folders are made in quick succession."""
-
-_HIDDEN: Final = "[hidden]"
-_LEAST_SECRET_CHARS: Final = 4
 
 
 class Redactor:
@@ -33,16 +27,13 @@ class Redactor:
 
     def hide(self, secret: str) -> None:
         """From now on let this secret appear nowhere; its form inside a JSON string is hidden too."""
-        if len(secret) >= _LEAST_SECRET_CHARS and secret not in self._secrets:
+        if secret not in self._secrets:
             escaped = secret.replace("\\", "\\\\").replace('"', '\\"')
-            self._secrets = tuple(sorted({*self._secrets, secret, escaped}, key=len, reverse=True))
+            self._secrets = (*self._secrets, secret, escaped)
 
     def __call__(self, text: str) -> str:
         """Return the text without its secrets."""
-        for secret in self._secrets:
-            if secret in text:
-                text = text.replace(secret, _HIDDEN)
-        return _SIGNATURE.sub(rf"\1{_HIDDEN}", text)
+        return without(text, self._secrets)
 
 
 class Lines:

@@ -32,7 +32,7 @@ def layer(modules: str, below: tuple[Layer, ...] = (), *, why: str, **also: str)
 
 VALUES = layer("errors recording", why="Values know nothing of what is done with them.")
 PURE = layer(
-    "faults holds names settle pace globs answers urls",
+    "faults hiding holds names settle pace globs answers urls",
     (VALUES,),
     holds="faults",
     settle="faults",
