@@ -123,6 +123,28 @@ def test_a_wrong_configuration_id_holds_its_folder_and_no_other(tmp_path: Path, 
     assert stored(sandbox) == [sha256(sample(".wav"))]
 
 
+def test_a_recording_that_keeps_failing_while_others_pass_ends_in_failed(tmp_path: Path, sandbox: Sandbox) -> None:
+    place = make_place(tmp_path, sandbox.url, settings=f"{QUICK}\nworkers: 1\nretry_for: 3s")
+    (place.calls / "call.wav").write_bytes(sample(".wav"))
+    sandbox.fail("put 500 x1")
+    with running(place) as daemon:
+        for number in range(1, 20):
+            daemon.wait_for(
+                lambda: len(daemon.events("upload.retrying")) >= number or daemon.events("recording.failed"),  # noqa: B023
+                "another failure",
+            )
+            if daemon.events("recording.failed"):
+                break
+            (place.calls / f"{number}.mp3").write_bytes(sample(".mp3", number))
+            daemon.await_event("recording.done", file=f"{number}.mp3")  # which shows that the service is well
+            sandbox.fail("put 500 x1")
+        (failed,) = daemon.events("recording.failed")
+        assert not daemon.events("hold.started")
+    assert (failed["reason"], failed["file"]) == ("retries_ended", "call.wav")
+    assert "storage answered 500" in failed["detail"]
+    assert (place.failed / "call.wav.error.json").exists()
+
+
 def test_a_put_whose_answer_was_lost_goes_to_the_same_url_again(place: Place, sandbox: Sandbox) -> None:
     sandbox.fail("cut-answer x1")
     with running(place) as daemon:
