@@ -25,11 +25,11 @@ def command(config_path: Path, log_format: str) -> int:
     SIGHUP reads the configuration again, SIGUSR1 scans all folders now. Exit codes: 0 stopped, 70 internal error, 75
     another heifyd uses the ledger, 78 the configuration is not valid.
     """
-    from heifyd import daemon, log
+    from heifyd import lifecycle, log
 
     redact = log.Redactor()
     logger = log.make(redact, for_reading={"auto": None, "json": False, "text": True}[log_format])
-    code = daemon.run(config_path, os.environ, logger, redact)
+    code = lifecycle.run(config_path, os.environ, logger, redact)
     if threading.active_count() > 1:
         os._exit(code)  # a thread that hangs in a system call would keep the process from ending
     return int(code)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -123,16 +124,17 @@ def test_a_wrong_configuration_id_holds_its_folder_and_no_other(tmp_path: Path, 
     assert stored(sandbox) == [sha256(sample(".wav"))]
 
 
+def has_failed(daemon: DaemonProcess, times: int) -> bool:
+    return len(daemon.events("upload.retrying")) >= times or bool(daemon.events("recording.failed"))
+
+
 def test_a_recording_that_keeps_failing_while_others_pass_ends_in_failed(tmp_path: Path, sandbox: Sandbox) -> None:
     place = make_place(tmp_path, sandbox.url, settings=f"{QUICK}\nworkers: 1\nretry_for: 3s")
     (place.calls / "call.wav").write_bytes(sample(".wav"))
     sandbox.fail("put 500 x1")
     with running(place) as daemon:
         for number in range(1, 20):
-            daemon.wait_for(
-                lambda: len(daemon.events("upload.retrying")) >= number or daemon.events("recording.failed"),  # noqa: B023
-                "another failure",
-            )
+            daemon.wait_for(partial(has_failed, daemon, number), "another failure")
             if daemon.events("recording.failed"):
                 break
             (place.calls / f"{number}.mp3").write_bytes(sample(".mp3", number))

@@ -60,8 +60,9 @@ JOURNEYS = layer(
 )
 SERVICE = layer("service", (layer("errors", why=""),), why="Signals and exit codes are the process's, not the work's.")
 DAEMON = layer(
-    "daemon",
+    "daemon lifecycle",
     (VALUES, PURE, EDGES, JOURNEYS, SERVICE),
+    lifecycle="daemon",
     why="The daemon makes the rooms and their threads; it prints nothing and rehearses nothing.",
 )
 SANDBOX = layer(
