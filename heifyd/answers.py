@@ -50,7 +50,10 @@ def arrival(status: str, duration: object) -> Arrival:
 
 
 def api_message(answer: bytes) -> str:
-    """Take Heify's message out of an error body, in either of its two shapes, or "" where there is none."""
+    """Take Heify's message out of an error body, in either of its two shapes, or "" where there is none.
+
+    It is as the server made it: of any length, perhaps with half of a pair of surrogates, or an echo of what is secret.
+    """
     try:
         body = json.loads(answer)
     except (ValueError, RecursionError):
@@ -59,11 +62,11 @@ def api_message(answer: bytes) -> str:
         return ""
     inner = body.get("error")
     message = inner.get("message") if isinstance(inner, dict) else body.get("message")
-    return message[:500] if isinstance(message, str) else ""
+    return message if isinstance(message, str) else ""
 
 
 def storage_error(answer: bytes) -> tuple[str, str]:
-    """Take code and message out of S3's XML error body, "" where there is none.
+    """Take code and message out of S3's XML error body, "" where there is none; they may echo what is secret.
 
     S3 sends UTF-8 without a document type; anything else is not given to the parser, which would expand its entities.
     """
@@ -74,7 +77,7 @@ def storage_error(answer: bytes) -> tuple[str, str]:
         root = None
     if root is None:
         return "", ""
-    return (root.findtext("Code") or "")[:100], (root.findtext("Message") or "")[:500]
+    return root.findtext("Code") or "", root.findtext("Message") or ""
 
 
 def retry_after_s(value: str) -> float | None:

@@ -152,7 +152,8 @@ class _Place(_Model):
     def _below_the_folder(cls, value: object, info: ValidationInfo) -> Path:
         folder: Path = info.data.get("path", Path())
         path = folder / as_path(value)
-        if os.path.exists(path) and not os.path.isdir(path):
+        may_be_away = info.context is not None and info.context(folder)
+        if os.path.exists(path) and not os.path.isdir(path) and not may_be_away:
             raise ValueError("is there and is not a directory; write the path of a directory, which may be new")
         return path
 
@@ -306,7 +307,7 @@ def load(
     given = {"ledger": default_ledger(environ), **source.data}
 
     def may_miss(folder: Path) -> bool:
-        return may_be_missing(Path(str(given["ledger"])).expanduser(), folder)
+        return may_be_missing(as_path(given["ledger"]), folder)
 
     try:
         config = Config.model_validate(given, context=may_miss)

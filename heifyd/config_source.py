@@ -405,12 +405,12 @@ def _message(error: ErrorDetails, keys: Keys) -> str:
 
 
 def _shown(value: object, loc: Loc) -> str:
-    """Show a value, shortened, unless it stands where a secret may have been put."""
+    """Show a value, shortened, unless it stands where a secret may have been put: an id looks much like an API key."""
     if isinstance(value, Mapping):
         return "this mapping"
     if isinstance(value, tuple):
         return "this list"
-    if value is None or loc[:1] == ("api",) or "://" in str(value):
+    if value is None or loc[:1] == ("api",) or str(loc[-1]).endswith("_id") or "://" in str(value):
         return "this value"
     text = str(value).lower() if isinstance(value, bool) else repr(str(value) if isinstance(value, Path) else value)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"

@@ -100,7 +100,7 @@ def of_api(status: int, message: str, retry_after_s: float | None = None) -> Fau
     return Fault(Owner.SERVICE, f"http_{status}", detail, _WAIT, retry_after_s)
 
 
-def of_storage(status: int, code: str, message: str) -> Fault:
+def of_storage(status: int, code: str, message: str, retry_after_s: float | None = None) -> Fault:
     """Judge an error answer of the storage by its S3 error code (Amazon S3 API reference, "Error responses")."""
     detail = f"the storage answered {status} {code}: {message}".rstrip(": ")
     if code == "EntityTooLarge":
@@ -108,8 +108,8 @@ def of_storage(status: int, code: str, message: str) -> Fault:
             Owner.FILE, "too_large", detail, "Heify takes at most 200 MB; split or compress it, then `heifyd retry`"
         )
     if code == "SlowDown" or status == 503:
-        return Fault(Owner.SERVICE, "storage_slow_down", detail, _WAIT)
-    return Fault(Owner.SERVICE, f"storage_{code or status}", detail, _WAIT)
+        return Fault(Owner.SERVICE, "storage_slow_down", detail, _WAIT, retry_after_s)
+    return Fault(Owner.SERVICE, f"storage_{code or status}", detail, _WAIT, retry_after_s)
 
 
 def backoff_s(attempt: int, jitter: float, *, first_s: float = 2.0, most_s: float = 600.0) -> float:

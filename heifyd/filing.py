@@ -96,11 +96,13 @@ def explain(filed_at: str, explanation: dict[str, object]) -> str:
             0o644,
             dir_fd=directory,
         )
-        with os.fdopen(fd, "wb") as file:
-            text = json.dumps(explanation, ensure_ascii=False, indent=2) + "\n"
-            file.write(
-                text.encode("utf-8", "backslashreplace")
-            )  # which writes a byte that is not UTF-8 as JSON's \udcXX
+        text = json.dumps(explanation, ensure_ascii=False, indent=2) + "\n"
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(text.encode("utf-8", "backslashreplace"))  # a byte that is not UTF-8 is JSON's \udcXX
+        except OSError:
+            os.unlink(_error_name(name), dir_fd=directory)
+            raise
     return os.path.join(where, _error_name(name))
 
 

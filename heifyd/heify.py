@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import ssl
 import threading
@@ -10,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -29,6 +31,11 @@ PIECE_BYTES: Final = 1024 * 1024
 
 MOST_ANSWER_BYTES: Final = 1024 * 1024
 MOST_ANSWER_S: Final = 60.0
+_SLOWEST_BYTES_PER_S: Final = 10_000.0
+_LONGEST_ANSWER_S: Final = 900.0
+_MOST_SHOWN_CHARS: Final = 500
+_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+"""What JSON can say and neither UTF-8 nor a ledger can hold."""
 
 TIMEOUT: Final = httpx.Timeout(None, connect=10.0, write=60.0, read=60.0)
 """Seconds. `write` is for one send in which not a byte moves: a slow link never meets it, a dead one always."""
@@ -57,12 +64,14 @@ class Heify:
         """`key` is asked before each request, so that a key that was replaced is used at once."""
         self._base_url = base_url
         self._key = key
+        self._last_key = ""
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._sockets_lock = threading.Lock()
         self._client = httpx.Client(
             timeout=TIMEOUT,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=2 * connections, keepalive_expiry=60.0),
             headers={"User-Agent": "heifyd"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # a PUT has the headers that are signed
             mounts={"http://": None},  # plain http is for loopback alone: no proxy of the environment sees it
         )
 
@@ -116,12 +125,13 @@ class Heify:
         headers = signed_headers(ticket)
         headers["Content-Type"] = content_type
         headers["Content-Length"] = str(size_bytes)
-        status, _, answer = self._send("PUT", ticket.url, headers, _pieces(fd, size_bytes, sent), "the storage")
+        body = _pieces(fd, size_bytes, sent)
+        read_s = _answer_s(size_bytes)
+        status, answer_headers, answer = self._send("PUT", ticket.url, headers, body, "the storage", read_s=read_s)
         if status == httpx.codes.OK:
             return
-        code, message = storage_error(answer)
-        secrets = secrets_of(ticket.url)
-        fault = faults.of_storage(status, without(code, secrets), without(message, secrets))
+        code, message = (self._shown(said, ticket.url) for said in storage_error(answer))
+        fault = faults.of_storage(status, code, message, retry_after_s(answer_headers.get("Retry-After", "")))
         if code in ("ExpiredToken", "RequestExpired") or (code == "AccessDenied" and "expired" in message.lower()):
             raise UrlExpiredError(fault)
         raise FaultError(fault)
@@ -136,7 +146,7 @@ class Heify:
             raise
         said = data.get("status")
         said = said if isinstance(said, str) else ""
-        return Status(said, arrival(said, data.get("duration")))
+        return Status(self._shown(said), arrival(said, data.get("duration")))
 
     def tags(self, what: str) -> dict[str, str]:
         """List the account's `configurations`, `evaluators` or `participants`: ids and tags. Raises FaultError."""
@@ -145,19 +155,19 @@ class Heify:
         if not isinstance(items, list):
             raise _unintelligible(f"/list-{what}", "there is no list of items in its answer")
         return {
-            str(item[key]).lower(): str(item.get("tag") or "")
+            self._shown(str(item[key]).lower()): self._shown(str(item.get("tag") or ""))
             for item in items
             if isinstance(item, dict) and key in item
         }
 
     def _call(self, path: str, body: dict[str, str]) -> dict[str, Any]:
-        key = self._key()
-        headers = {"Content-Type": "application/json", "x-api-key": key}
+        self._last_key = self._key()
+        headers = {"Content-Type": "application/json", "x-api-key": self._last_key}
         status, answer_headers, answer = self._send(
             "POST", self._base_url + path, headers, json.dumps(body).encode(), "Heify"
         )
         if status != httpx.codes.OK:
-            message = without(api_message(answer), [key])  # it goes into the ledger and beside the file, too
+            message = self._shown(api_message(answer))
             raise FaultError(faults.of_api(status, message, retry_after_s(answer_headers.get("Retry-After", ""))))
         try:
             data = json.loads(answer)["data"]
@@ -167,13 +177,30 @@ class Heify:
             raise _unintelligible(path, "its answer is not the JSON that Heify documents")
         return data
 
+    def _shown(self, said: str, url: str = "") -> str:
+        """Return what a server said as it may be shown and kept: without what is secret, and not longer than a line."""
+        encodable = said.encode("utf-8", "replace").decode("utf-8")
+        return without(encodable, {*secrets_of(url), self._last_key})[:_MOST_SHOWN_CHARS]
+
     def _send(
-        self, method: str, url: str, headers: dict[str, str], body: bytes | Iterator[bytes], who: str
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes | Iterator[bytes],
+        who: str,
+        *,
+        read_s: float | None = None,
     ) -> tuple[int, httpx.Headers, bytes]:
-        """Make one request; return status, headers and body, of which at most `MOST_ANSWER_BYTES` are read."""
+        """Make one request; return status, headers and body, of which at most `MOST_ANSWER_BYTES` are read.
+
+        `read_s` is how long an answer may be in coming, instead of `TIMEOUT`'s own.
+        """
+        read_s = read_s or TIMEOUT.read
+        timeout = httpx.Timeout(connect=TIMEOUT.connect, read=read_s, write=TIMEOUT.write, pool=TIMEOUT.pool)
         try:
             with self._client.stream(
-                method, url, headers=headers, content=body, extensions={"trace": self._trace}
+                method, url, headers=headers, content=body, timeout=timeout, extensions={"trace": self._trace}
             ) as response:
                 return response.status_code, response.headers, _limited(response)
         except httpx.ConnectTimeout:
@@ -187,22 +214,34 @@ class Heify:
                 faults.of_network("write_stalled", f"{who} took not a byte for {TIMEOUT.write:g} s")
             ) from None
         except httpx.ReadTimeout:
-            raise FaultError(
-                faults.of_network("read_timeout", f"{who} gave no answer for {TIMEOUT.read:g} s")
-            ) from None
+            raise FaultError(faults.of_network("read_timeout", f"{who} gave no answer for {read_s:g} s")) from None
         except httpx.HTTPError as error:
-            said = without(str(error) or type(error).__name__, {*secrets_of(url), headers.get("x-api-key", "")})
+            said = self._shown(str(error) or type(error).__name__, url)
             if isinstance(error, httpx.ConnectError):
                 detail = f"no connection to {who} ({_host(url)}): {said}"
                 raise FaultError(faults.of_network(_connect_reason(error), detail)) from None
             raise FaultError(faults.of_network("connection_lost", f"the connection to {who} broke: {said}")) from None
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
-        """Keep hold of every socket that httpcore opens, weakly, for `cut_off`."""
+        """Keep hold of every socket that httpcore opens, weakly, for `cut_off`; let none hang on a dead link.
+
+        What the kernel was given to send it may keep for long: TCP_USER_TIMEOUT (tcp(7)) ends that where the other side
+        takes none of it for as long as a send may stall.
+        """
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             opened = info["return_value"].get_extra_info("socket")
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round((TIMEOUT.write or 0.0) * 1000))
             with self._sockets_lock:
                 self._sockets.add(opened)
+
+
+def _answer_s(size_bytes: int) -> float:
+    """Return for how many seconds the answer to a PUT is waited for.
+
+    When the last piece has been handed to the kernel, much of it is still on its way: in the buffers of both sides and
+    of what lies between. They are given the time that a slow link takes to drain them.
+    """
+    return min((TIMEOUT.read or 0.0) + size_bytes / _SLOWEST_BYTES_PER_S, _LONGEST_ANSWER_S)
 
 
 def boot_clock_s() -> float:
@@ -263,7 +302,7 @@ def _unintelligible(path: str, why: str) -> FaultError:
 
 def _text(data: dict[str, Any], key: str) -> str:
     value = data[key]
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or _LONE_SURROGATE.search(value):
         raise TypeError(key)
     return value
 

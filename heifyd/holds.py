@@ -63,7 +63,10 @@ class Holds:
         return min((hold.probe_at_s for hold in self._holds.values() if not hold.probing), default=float("inf"))
 
     def failed(self, folder: str, fault: Fault, now_s: float, wall_s: float, *, probe: bool) -> Hold | None:
-        """Take in a failure of a recording of `folder`; return the hold that it starts, if it starts one."""
+        """Take in a failure of a recording of `folder`; return the hold that it starts, if it starts one.
+
+        One that is in force already shows the latest fault from then on.
+        """
         if probe:
             for hold in self.over(folder):
                 hold.probing = False

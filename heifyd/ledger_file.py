@@ -226,7 +226,8 @@ def _is_new(path: Path) -> bool:
     if 0 < path.stat().st_size < _SMALLEST_PAGE_BYTES:  # which SQLite itself would take for an empty one
         raise LedgerDamagedError(f"{path}: it is no ledger, nor any other database")
     try:
-        with closing(sqlite3.connect(path, timeout=_BUSY_S)) as connection:
+        # Read-only: the last one to close a file that it may write to takes in its log, or drops it.
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)) as connection:
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()

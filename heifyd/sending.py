@@ -1,5 +1,6 @@
 """From a claimed recording to its object in Heify: the URL, the PUT, and whether an earlier one has arrived."""
 
+import os
 import re
 import threading
 import time
@@ -18,7 +19,7 @@ from heifyd.ledger import Ledger, State
 from heifyd.log import Log
 from heifyd.pace import Pace
 from heifyd.preflight import Facts
-from heifyd.recording import Identity, Ids, Ticket
+from heifyd.recording import Identity, Ids, Stamp, Ticket
 from heifyd.turns import Turn, Turns
 
 MOST_NAME_CHARS: Final = 200
@@ -86,16 +87,22 @@ class Sender:
                 raise SupersededError("recording.reopened", State.SUPERSEDED, detail)
             must_still_be(fd, found)
             facts = preflight.examine(fd, found.path, found.size_bytes)
-            ticket, url_ms, put_ms = self._send(turn, fd, facts)
-            self._turns.stored(turn)
+            stamp = Stamp.of(os.fstat(fd))
+            ticket, url_ms, put_ms = self._send(turn, claim.ticket, fd, facts)
             must_still_be(fd, found, ticket)
+            while (after := Stamp.of(os.fstat(fd))) != stamp:
+                # Written to with its time set back, or only renamed: the same URL makes it whole either way.
+                stamp = after
+                ticket, _, put_ms = self._send(turn, ticket, fd, facts)
+                must_still_be(fd, found, ticket)
+            self._turns.stored(turn)
         self._ledger.uploaded(claim)
         return Sent(ticket, facts, wait_ms, url_ms, put_ms)
 
-    def _send(self, turn: Turn, fd: int, facts: Facts) -> tuple[Ticket, int, int]:
+    def _send(self, turn: Turn, ticket: Ticket | None, fd: int, facts: Facts) -> tuple[Ticket, int, int]:
         """Get the recording to Heify: to the URL it has, if that lives, else to a new one; return what each took."""
         found = turn.claim.identity
-        ticket, may_have_arrived, url_ms = turn.claim.ticket, True, 0
+        may_have_arrived, url_ms = True, 0
         for attempt in range(1, _URLS_IN_A_ROW + 1):
             if ticket is not None and not ticket.is_good(boot_clock_s(), boot_id()):
                 if may_have_arrived and self._has_arrived(found, ticket):

@@ -102,11 +102,15 @@ class Turns:
         The wait is longer than the next probe's, so that another recording probes first where there is one.
         """
         with self._lock:
+            known = [hold.fault for hold in self._holds.all()]
             started = self._holds.failed(turn.folder, fault, time.monotonic(), time.time(), probe=turn.is_probe)
             wait_s = max((1.25 * hold.interval_s for hold in self._holds.over(turn.folder)), default=None)
+            is_news = known != [hold.fault for hold in self._holds.all()]
         if started is not None:
             self._ledger.hold_began(started.scope or None)
+        if is_news:
             self._show()
+        if started is not None:
             self._log.error("hold.started", **_about(started), detail=fault.detail, what_to_do=fault.advice)
         return wait_s
 

@@ -21,6 +21,7 @@ def must_be_safe(url: str, base_url: str) -> None:
     """
     try:
         parts = httpx.URL(url)
+        urlsplit(url)  # which the others here read it with, and which is stricter
         encrypted = parts.scheme == "https" and bool(parts.host)
         local = parts.scheme == "http" and is_loopback(parts.host) and urlsplit(base_url).scheme == "http"
         acceptable = (encrypted or local) and not parts.userinfo

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -68,4 +69,8 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = Exit.FAILED
+    except Exception as error:  # noqa: BLE001 (the process's top; an unknown error's own words may hold a secret)
+        where = "".join(traceback.format_tb(error.__traceback__))
+        click.echo(f"{where}heifyd: an internal error ({type(error).__name__}); this is where it came up", err=True)
+        code = Exit.INTERNAL
     sys.exit(code)

@@ -1,10 +1,11 @@
 """``heifyd status``: what the ledger says, whether or not the daemon runs."""
 
+import errno
 import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -65,12 +66,19 @@ def read(ledger: Any, configured: Sequence[str]) -> Status:
     """Gather the status out of a ledger; the day begins at local midnight."""
     midnight = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
     known = [*configured, *(folder for folder in ledger.folders() if folder not in configured)]
-    folders = [FolderStatus(folder, folder in configured, ledger.counts(folder, midnight)) for folder in known]
     running = ledger.is_in_use()
+    folders = [FolderStatus(folder, folder in configured, ledger.counts(folder, midnight)) for folder in known]
+    if not running:
+        folders = [replace(each, counts=_at_rest(each.counts)) for each in folders]
     holds = {(hold.scope, hold.owner): hold for hold in ledger.holds()} if running else {}
     for hold in _seen_from_here(ledger.path, configured):
         holds.setdefault((hold.scope, hold.owner), hold)
     return Status(running, str(ledger.path), list(holds.values()), folders)
+
+
+def _at_rest(counts: "FolderCounts") -> "FolderCounts":
+    """Count what was being uploaded when heifyd was killed as waiting, as which the next start takes it."""
+    return replace(counts, waiting=counts.waiting + counts.uploading, uploading=0)
 
 
 def _seen_from_here(ledger: Path, configured: Sequence[str]) -> "Iterator[HoldRow]":
@@ -78,11 +86,8 @@ def _seen_from_here(ledger: Path, configured: Sequence[str]) -> "Iterator[HoldRo
     from heifyd import faults
     from heifyd.ledger import HoldRow
 
-    space = os.statvfs(ledger)
-    room = space.f_frsize * (space.f_bfree if os.geteuid() == 0 else space.f_bavail)
     found = []
-    if room < _LEAST_ROOM_BYTES or space.f_flag & os.ST_RDONLY:
-        wrong = "its file system is read-only" if space.f_flag & os.ST_RDONLY else "its disk is full"
+    if (wrong := _unwritable(ledger.parent)) is not None:
         found.append(("", faults.of_ledger(f"{ledger}: the ledger cannot be written: {wrong}")))
     for folder in configured:
         try:
@@ -93,6 +98,22 @@ def _seen_from_here(ledger: Path, configured: Sequence[str]) -> "Iterator[HoldRo
             found.append((folder, faults.of_folder("folder_missing", detail)))
     for scope, fault in found:
         yield HoldRow(scope, fault.owner, fault.reason, fault.detail, fault.advice, None)
+
+
+def _unwritable(directory: Path) -> str | None:
+    """Tell why nothing can be written in a directory, None where something can, by writing what nobody ever sees."""
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        lacks_it = error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EACCES, errno.EPERM)
+        return None if lacks_it else error.strerror
+    try:
+        os.posix_fallocate(fd, 0, _LEAST_ROOM_BYTES)
+    except OSError as error:
+        return None if error.errno == errno.EOPNOTSUPP else error.strerror
+    finally:
+        os.close(fd)
+    return None
 
 
 def as_dict(status: Status) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def test_ids_are_held_as_heify_writes_them(tmp_path: Path, calls: Path) -> None:
 def test_an_id_that_is_no_uuid_is_refused(tmp_path: Path, calls: Path, bad: str) -> None:
     [line] = told(tmp_path, folder_with(calls, f"evaluator_id: '{bad}'"))
 
-    assert line == f"4: folders[0].evaluator_id: '{bad}' is not a UUID; copy the id from Heify, such as {CONFIGURATION}"
+    assert line == f"4: folders[0].evaluator_id: this value is not a UUID; copy the id from Heify, such as {CONFIGURATION}"
 
 
 @pytest.mark.parametrize("off", ["off", "false", "no", "'off'"])
@@ -536,7 +536,7 @@ folders:
     assert [line.partition(";")[0] for line in told(tmp_path, text)] == [
         "1: worker: is no key here",
         "2: retry_for: 'soon' is not a duration",
-        "5: folders[0].configuration_id: 'sales' is not a UUID",
+        "5: folders[0].configuration_id: this value is not a UUID",
         "6: folders[0].done: is the watched folder itself",
         "7: folders[0].recursiv: is no key here",
         "8: folders[1].path: is the same directory as folders[0] (line 4)",

@@ -181,7 +181,7 @@ def test_a_url_that_is_accepted_can_be_sent_to_and_goes_where_it_was_judged_to_g
         ({"error": {"message": ["x"]}}, ""),
         ({"message": None}, ""),
         (["message"], ""),
-        ({"message": "x" * 10_000}, "x" * 500),
+        ({"message": "x" * 10_000}, "x" * 10_000),
     ],
 )
 def test_heifys_message_is_found_in_either_shape(body: object, message: str) -> None:
@@ -195,7 +195,7 @@ def test_heifys_message_is_found_in_either_shape(body: object, message: str) -> 
 @example(b"\xff\xfe\x00")
 @example(b'{"message": "\\ud800"}')
 def test_no_error_body_of_the_api_is_worse_than_no_message(answer: bytes) -> None:
-    assert len(api_message(answer)) <= 500
+    assert len(api_message(answer)) <= len(answer)
 
 
 def test_code_and_message_are_taken_out_of_the_storages_xml() -> None:
@@ -227,8 +227,7 @@ def test_entities_in_the_storages_answer_are_not_expanded(encoding: str) -> None
 def test_no_error_body_of_the_storage_is_worse_than_no_code(answer: bytes) -> None:
     code, message = storage_error(answer)
 
-    assert len(code) <= 100
-    assert len(message) <= 500
+    assert len(code) + len(message) <= len(answer)
 
 
 # Whether a recording has arrived
