@@ -1,5 +1,6 @@
 """The Heify API and its storage: one method a call, every failure a `FaultError` that says whose it is."""
 
+import errno
 import json
 import os
 import re
@@ -213,8 +214,11 @@ class Heify:
             raise FaultError(
                 faults.of_network("write_stalled", f"{who} took not a byte for {TIMEOUT.write:g} s")
             ) from None
-        except httpx.ReadTimeout:
-            raise FaultError(faults.of_network("read_timeout", f"{who} gave no answer for {read_s:g} s")) from None
+        except httpx.ReadTimeout as error:
+            if errno.ETIMEDOUT in _errnos(error):
+                detail = f"{who} took not a byte for {_untaken_s():g} s"
+                raise FaultError(faults.of_network("write_stalled", detail)) from None
+            raise FaultError(faults.of_network("read_timeout", f"{who} gave no answer for {read_s:.0f} s")) from None
         except httpx.HTTPError as error:
             said = self._shown(str(error) or type(error).__name__, url)
             if isinstance(error, httpx.ConnectError):
@@ -226,13 +230,17 @@ class Heify:
         """Keep hold of every socket that httpcore opens, weakly, for `cut_off`; let none hang on a dead link.
 
         What the kernel was given to send it may keep for long: TCP_USER_TIMEOUT (tcp(7)) ends that where the other side
-        takes none of it for as long as a send may stall.
+        takes none of it for twice as long as a send may stall (it may take it in large portions).
         """
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             opened = info["return_value"].get_extra_info("socket")
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round((TIMEOUT.write or 0.0) * 1000))
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(_untaken_s() * 1000))
             with self._sockets_lock:
                 self._sockets.add(opened)
+
+
+def _untaken_s() -> float:
+    return 2.0 * (TIMEOUT.write or 0.0)
 
 
 def _answer_s(size_bytes: int) -> float:
@@ -286,14 +294,23 @@ def _host(url: str) -> str:
 
 
 def _connect_reason(error: httpx.ConnectError) -> str:
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLError):
+            return "tls"
+        if isinstance(cause, socket.gaierror):
+            return "dns"
+    return "connect"
+
+
+def _errnos(error: BaseException) -> set[int | None]:
+    return {cause.errno for cause in _causes(error) if isinstance(cause, OSError)}
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, ssl.SSLError):
-            return "tls"
-        if isinstance(seen, socket.gaierror):
-            return "dns"
+        yield seen
         seen = seen.__cause__ or seen.__context__
-    return "connect"
 
 
 def _unintelligible(path: str, why: str) -> FaultError:

@@ -64,13 +64,16 @@ class Ledger:
     `not_before`, and every `now_s` that it is compared with, is a monotonic clock's, of the daemon that runs.
     """
 
-    def __init__(self, path: Path, *, create: bool = True) -> None:
-        """Open the ledger at `path`; make it where there is none, unless `create` is False. Raises LedgerError."""
+    def __init__(self, path: Path, *, create: bool = True, frozen: bool = False) -> None:
+        """Open the ledger at `path`; make it where there is none, unless `create` is False. Raises LedgerError.
+
+        A `frozen` one is only read, also where its disk is full or read-only.
+        """
         self.path = path
         self._work = threading.Condition()
         self._wakes = 0
         self._lock_fd = -1
-        self._file = LedgerFile(path, metadata, create=create)
+        self._file = LedgerFile(path, metadata, create=create, frozen=frozen)
 
     @classmethod
     def of_daemon(cls, path: Path, report: Callable[[str | None], None]) -> Self:

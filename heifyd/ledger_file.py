@@ -62,8 +62,11 @@ class LedgerFile:
     After `be_patient`, what cannot be read or written is tried again until it can, or until `give_up`.
     """
 
-    def __init__(self, path: Path, metadata: sa.MetaData, *, create: bool) -> None:
-        """Open the file, with `create` made where there is none. Raises LedgerError."""
+    def __init__(self, path: Path, metadata: sa.MetaData, *, create: bool, frozen: bool = False) -> None:
+        """Open the file, with `create` made where there is none, `frozen` on a disk that takes no byte more.
+
+        Raises LedgerError.
+        """
         self.path = path
         self._lock = threading.Lock()
         self._given_up = threading.Event()
@@ -75,7 +78,7 @@ class LedgerFile:
         elif not path.exists():
             raise LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it")
         is_new = _is_new(path)
-        self._engine = _engine(path)
+        self._engine = _frozen_engine(path) if frozen else _engine(path)
         if is_new:
             try:
                 self.write(lambda db: _lay_out(db, metadata))
@@ -226,8 +229,7 @@ def _is_new(path: Path) -> bool:
     if 0 < path.stat().st_size < _SMALLEST_PAGE_BYTES:  # which SQLite itself would take for an empty one
         raise LedgerDamagedError(f"{path}: it is no ledger, nor any other database")
     try:
-        # Read-only: the last one to close a file that it may write to takes in its log, or drops it.
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_S)) as connection:
+        with closing(_only_to_look(path)) as connection:
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -245,10 +247,26 @@ def _is_new(path: Path) -> bool:
     return False
 
 
+def _only_to_look(path: Path) -> sqlite3.Connection:
+    """Open a file so that nothing in or beside it changes.
+
+    Who may write and is the last to close takes in the file's log, or drops it; who reads a log makes an index of it.
+    Without a log the file alone says all (sqlite.org/uri).
+    """
+    has_log = os.path.exists(f"{path}-wal") and os.path.getsize(f"{path}-wal") > 0
+    how = "mode=ro" if has_log else "immutable=1"
+    uri = f"{path.absolute().as_uri()}?{how}"
+    return sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+
+
 def _lay_out(db: Connection, metadata: sa.MetaData) -> None:
     metadata.create_all(db)
     db.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
     db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
+
+
+def _frozen_engine(path: Path) -> Engine:
+    return sa.create_engine("sqlite://", creator=lambda: _only_to_look(path), hide_parameters=True)
 
 
 def _engine(path: Path) -> Engine:

@@ -14,7 +14,7 @@ from heifyd.daemon import Daemon, key_reader, set_aside_ledger
 from heifyd.faults import Fault
 from heifyd.ledger import Ledger, LedgerError, LedgerInUseError, LedgerUnwritableError
 from heifyd.log import Log, Redactor, libraries_to
-from heifyd.service import Call, Calls, Exit, signals_to
+from heifyd.service import Call, Calls, Exit, for_other_threads, signals_to
 
 _HOUSEKEEPING_S: Final = 3600.0
 _AGAIN_S: Final = 1.0
@@ -138,7 +138,8 @@ class Runner:
                     return None
                 continue
             self._ledger_hold(None)
-            daemon.start()
+            with for_other_threads():
+                daemon.start()
             daemon.housekeeping()
             return daemon
 

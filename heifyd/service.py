@@ -56,6 +56,20 @@ class Calls:
 
 
 @contextmanager
+def for_other_threads() -> Iterator[None]:
+    """Let the threads that are started in the block never take the signals that are calls.
+
+    A signal that another thread takes does not wake the main one, which alone runs Python's handlers; which one takes
+    it is the kernel's choice (signal(7)). Threads inherit the mask of their maker (pthread_sigmask(3)).
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _CALLS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def signals_to(calls: Calls) -> Iterator[None]:
     """Turn SIGTERM, SIGINT, SIGHUP and SIGUSR1 into calls within the block, and ignore SIGIO.
 

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -47,14 +48,16 @@ class Status:
 def command(config_path: Path, as_json: bool) -> int:
     """Show each folder's waiting, uploading, done today and failed recordings, and what is held and why."""
     from heifyd import config
-    from heifyd.ledger import Ledger
+    from heifyd.ledger import Ledger, LedgerUnwritableError
 
     settings = config.load(config_path, os.environ, may_be_missing=lambda *_: True)
-    ledger = Ledger(settings.ledger, create=False)
+    folders = [os.fspath(folder.path) for folder in settings.folders]
     try:
-        status = read(ledger, [os.fspath(folder.path) for folder in settings.folders])
-    finally:
-        ledger.close()
+        with closing(Ledger(settings.ledger, create=False)) as ledger:
+            status = read(ledger, folders)
+    except LedgerUnwritableError:
+        with closing(Ledger(settings.ledger, create=False, frozen=True)) as ledger:
+            status = read(ledger, folders)
     if as_json:
         click.echo(json.dumps(as_dict(status), indent=2))
     else:

@@ -160,7 +160,9 @@ def test_ids_are_held_as_heify_writes_them(tmp_path: Path, calls: Path) -> None:
 def test_an_id_that_is_no_uuid_is_refused(tmp_path: Path, calls: Path, bad: str) -> None:
     [line] = told(tmp_path, folder_with(calls, f"evaluator_id: '{bad}'"))
 
-    assert line == f"4: folders[0].evaluator_id: this value is not a UUID; copy the id from Heify, such as {CONFIGURATION}"
+    assert (
+        line == f"4: folders[0].evaluator_id: this value is not a UUID; copy the id from Heify, such as {CONFIGURATION}"
+    )
 
 
 @pytest.mark.parametrize("off", ["off", "false", "no", "'off'"])
