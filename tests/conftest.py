@@ -4,9 +4,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from heifyd.sandbox import Sandbox
 
 settings.register_profile("heifyd", deadline=None)  # a disk that is busy with other things breaks no promise
 settings.load_profile("heifyd")
@@ -28,6 +31,13 @@ def no_thread_is_left() -> Iterator[None]:
     left = [thread.name for thread in threading.enumerate() if thread not in before]
     if left:
         pytest.fail(f"threads were left running: {', '.join(left)}")
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
+    """Run a local Heify that allows any rate, in this process."""
+    with Sandbox(tmp_path / "heify", rate_limit=None) as sandbox:
+        yield sandbox
 
 
 @pytest.fixture(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any, Self
 import httpx
 import pytest
 
-from heifyd.sandbox import API_KEY, CONFIGURATION_ID, EVALUATOR_ID, PARTICIPANT_ID
+from heifyd.sandbox import API_KEY, CONFIGURATION_ID, EVALUATOR_ID, PARTICIPANT_ID, Sandbox
 
 LIMIT_S = 60.0
 """How long a state is waited for before the test fails."""
@@ -278,3 +279,80 @@ def running(place: Place, environ: Mapping[str, str] | None = None, **how: Any) 
     with DaemonProcess(place.config, environ, **how) as daemon:
         yield daemon.started()
         assert daemon.end() == 0, daemon.output
+
+
+@contextmanager
+def hurrying(
+    place: Place,
+    environ: Mapping[str, str] | None = None,
+    *,
+    speed: int = 60,
+    timeout_s: float | None = None,
+    **how: Any,
+) -> Iterator[DaemonProcess]:
+    """Run the daemon with its own waits shortened, and the network's timeouts if that is asked for."""
+    asked_for = {"REHEARSAL_SPEED": str(speed), **(environ or {})}
+    if timeout_s is not None:
+        asked_for["REHEARSAL_TIMEOUT_S"] = str(timeout_s)
+    with running(place, asked_for, module="tests.rehearsal", **how) as daemon:
+        yield daemon
+
+
+def eventually(state: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
+    """Look again and again for a state that no line of output brings about."""
+    until_s = time.monotonic() + limit_s
+    while not state():
+        assert time.monotonic() < until_s, f"{what} did not come about"
+        time.sleep(0.02)
+
+
+def status(place: Place) -> dict[str, Any]:
+    """Return what `heifyd status --json` tells."""
+    run = subprocess.run(
+        [sys.executable, "-m", "heifyd", "status", "--json", "--config", str(place.config)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=ROOT,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert_tells_no_secret(run.stdout + run.stderr)
+    told: dict[str, Any] = json.loads(run.stdout)
+    return told
+
+
+def holds(place: Place) -> list[dict[str, Any]]:
+    """Return the holds that `heifyd status` tells of."""
+    found: list[dict[str, Any]] = status(place)["holds"]
+    return found
+
+
+def asked(sandbox: Sandbox, endpoint: str | None = None, outcome: str | None = None) -> int:
+    """Return how many requests there were; to one endpoint, or that ended in one way, if it is named."""
+    requests: Mapping[str, Mapping[str, int]] = sandbox.counters().requests
+    return sum(
+        count
+        for where, outcomes in requests.items()
+        for what, count in outcomes.items()
+        if endpoint in (None, where) and outcome in (None, what)
+    )
+
+
+def lay_out(folder: Path, *names: str, times: int = 1) -> dict[str, str]:
+    """Put recordings there that have long been quiet, the first the oldest; return their SHA-256 by name."""
+    recordings = {}
+    for age_s, name in enumerate(reversed(names), start=3600):
+        (folder / name).write_bytes(sample(Path(name).suffix) * times + name.encode())
+        os.utime(folder / name, (time.time() - age_s,) * 2)
+        recordings[name] = sha256(folder / name)
+    return recordings
+
+
+def assert_all_in_heify_once(recordings: Mapping[str, str], place: Place, sandbox: Sandbox) -> None:
+    """Each recording is stored once and lies in done/, and nothing else lies anywhere."""
+    assert {name: sha256(file) for name, file in files_below(place.done).items()} == recordings
+    assert sorted(files_below(place.calls)) == sorted(f"done/{name}" for name in recordings)
+    stored = [each.sha256 for each in sandbox.transcriptions() if each.stored]
+    assert sorted(str(each) for each in stored) == sorted(recordings.values())

@@ -1,6 +1,6 @@
 """The daemon killed at every step of a recording's journey, and at random moments: nothing lost, nothing twice.
 
-A longer run of the second: `HEIFYD_CRASH_KILLS=200 HEIFYD_CRASH_FILES=1000 pytest tests/acceptance -k random_moments`.
+A longer run of the second: `HEIFYD_CRASH_KILLS=200 HEIFYD_CRASH_FILES=1000 pytest -n 0 tests/acceptance -k random_moments`.
 """
 
 import os
@@ -34,12 +34,6 @@ from tests.rehearsal import STEPS
 NO_RECORDING = b"the agent's notes, and no recording\n" * 20
 OF_COPIES = ("copied", "placed")
 URL_LIFETIME_S = 3
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "heify", rate_limit=None) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from heifyd.sandbox import Sandbox
-from tests.acceptance.test_writers import assert_done_as, lent_to_nobody, poll, stored, wav
-from tests.harness import DaemonProcess, Place, files_below, make_place, need_root, running, sha256
+from tests.acceptance.test_writers import assert_done_as, lent_to_nobody, stored, wav
+from tests.harness import DaemonProcess, Place, eventually, files_below, make_place, need_root, running, sha256
 
 QUICK = "settle_seconds: 0.3\nrescan_seconds: 0.5"
 RECURSIVE = "recursive: true"
@@ -26,12 +26,6 @@ CANARY = wav(666)
 NOT_AUDIO = b"this is not a recording " * 50
 
 IN_OPEN, IN_ACCESS = 0x20, 0x1
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "heify", rate_limit=None) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture
@@ -271,7 +265,7 @@ def test_what_cannot_be_read_is_told_of_and_passes_by_itself_once_it_can(
         (refused,) = daemon.await_event("recording.refused", file="locked.wav")
         assert "Permission denied" in refused["detail"]
         for name in ("locked", "unlisted"):
-            poll(lambda name=name: name in str(daemon.events("folder.unreadable")), f"a line about {name}")  # type: ignore[misc]
+            eventually(lambda name=name: name in str(daemon.events("folder.unreadable")), f"a line about {name}")  # type: ignore[misc]
         daemon.await_event("recording.done", file="good.wav")
         assert by_file(daemon, "recording.done") == {"good.wav": 1}
         (place.calls / "locked.wav").chmod(0o644)
@@ -558,7 +552,7 @@ def test_recordings_that_vanish_in_masses_harm_nothing(tmp_path: Path, sandbox: 
         settled = {each["file"] for each in daemon.events("recording.settled")} - set(good)
         assert len(settled) > 100, "hardly any was seen before it vanished"
         daemon.await_event("recording.done", len(good))
-        poll(
+        eventually(
             lambda: settled <= {each["file"] for each in daemon.events("recording.vanished")}, "a line about each gone"
         )
         assert_done_as(daemon, sandbox, good)

@@ -1,14 +1,11 @@
 """Connections that break, stall, crawl or lead elsewhere: nothing moves, nothing is lost or sent twice, and it ends."""
 
 import ctypes
-import json
 import os
 import socket
 import ssl
 import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,17 +21,19 @@ import trustme
 from heifyd.sandbox import API_KEY, Sandbox
 from tests.harness import (
     LIMIT_S,
-    ROOT,
     DaemonProcess,
     Place,
-    assert_tells_no_secret,
+    asked,
+    assert_all_in_heify_once,
+    eventually,
     files_below,
+    holds,
+    hurrying,
+    lay_out,
     make_place,
     need,
     need_program,
     need_root,
-    running,
-    sample,
     sha256,
 )
 
@@ -48,76 +47,8 @@ Hold = dict[str, Any]
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "heify", rate_limit=None) as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
 def place(tmp_path: Path, sandbox: Sandbox) -> Place:
     return make_place(tmp_path, sandbox.url, settings=ONE_AT_A_TIME)
-
-
-@contextmanager
-def hurrying(
-    place: Place,
-    environ: Mapping[str, str] | None = None,
-    *,
-    speed: int = 60,
-    timeout_s: float | None = None,
-    **how: Any,
-) -> Iterator[DaemonProcess]:
-    """Run the daemon with its own waits shortened, and the network's timeouts if that is asked for."""
-    asked_for = {"REHEARSAL_SPEED": str(speed), **(environ or {})}
-    if timeout_s is not None:
-        asked_for["REHEARSAL_TIMEOUT_S"] = str(timeout_s)
-    with running(place, asked_for, module="tests.rehearsal", **how) as daemon:
-        yield daemon
-
-
-def lay_out(folder: Path, *names: str, times: int = 1) -> dict[str, str]:
-    """Put recordings there that have long been quiet, the first the oldest; return their SHA-256 by name."""
-    recordings = {}
-    for age_s, name in enumerate(reversed(names), start=3600):
-        (folder / name).write_bytes(sample(Path(name).suffix) * times + name.encode())
-        os.utime(folder / name, (time.time() - age_s,) * 2)
-        recordings[name] = sha256(folder / name)
-    return recordings
-
-
-def eventually(state: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
-    """Look again and again for a state that no line of output brings about."""
-    until_s = time.monotonic() + limit_s
-    while not state():
-        assert time.monotonic() < until_s, f"{what} did not come about"
-        time.sleep(0.02)
-
-
-def holds(place: Place) -> list[Hold]:
-    run = subprocess.run(
-        [sys.executable, "-m", "heifyd", "status", "--json", "--config", str(place.config)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        cwd=ROOT,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert_tells_no_secret(run.stdout + run.stderr)
-    found: list[Hold] = json.loads(run.stdout)["holds"]
-    return found
-
-
-def asked(sandbox: Sandbox) -> int:
-    return sum(count for outcomes in sandbox.counters().requests.values() for count in outcomes.values())
-
-
-def assert_all_in_heify_once(recordings: Mapping[str, str], place: Place, sandbox: Sandbox) -> None:
-    assert {name: sha256(file) for name, file in files_below(place.done).items()} == recordings
-    assert sorted(files_below(place.calls)) == sorted(f"done/{name}" for name in recordings)
-    stored = [each.sha256 for each in sandbox.transcriptions() if each.stored]
-    assert sorted(str(each) for each in stored) == sorted(recordings.values())
 
 
 def assert_held(daemon: DaemonProcess, place: Place, recordings: Mapping[str, str], *reasons: str) -> None:

@@ -9,8 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -30,6 +28,7 @@ from tests.harness import (
     DaemonProcess,
     Event,
     Place,
+    eventually,
     files_below,
     make_place,
     need,
@@ -42,12 +41,6 @@ from tests.harness import (
 QUICK: Final = "settle_seconds: 0.3"
 FAST: Final = {"REHEARSAL_SPEED": "30"}
 NOW: Final = 1_800_000_000.0
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "heify", rate_limit=None) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture
@@ -757,7 +750,7 @@ def test_a_ledger_that_is_damaged_while_the_daemon_runs_ends_up_set_aside_and_wo
             damage_running(place, how)
             more.update(put_calls(place, 4, "more"))
         daemon.wait_for(lambda: len(files_below(place.done)) == 8 or daemon.over, "the rest delivered")
-        await_state(lambda: len(files_below(place.done)) == 8 or daemon.over, "the rest delivered")
+        eventually(lambda: len(files_below(place.done)) == 8 or daemon.over, "the rest delivered")
         assert not daemon.over
 
     service = kept_running(place, work)
@@ -785,7 +778,7 @@ def test_a_ledger_whose_old_pages_are_damaged_while_it_runs_stops_no_work(place:
             daemon.await_event("recording.done", 2)
             damage_running(place, "main")
             more.update(put_calls(place, 4, "more"))
-        await_state(lambda: len(files_below(place.done)) == 6 or daemon.over, "the rest delivered")
+        eventually(lambda: len(files_below(place.done)) == 6 or daemon.over, "the rest delivered")
         assert not daemon.over
 
     service = kept_running(place, work)
@@ -796,12 +789,3 @@ def test_a_ledger_whose_old_pages_are_damaged_while_it_runs_stops_no_work(place:
         last = put_calls(place, 1, "last")
         again.await_event("recording.done")
     assert_delivered(calls | more | last, place, sandbox)
-
-
-def await_state(state: Callable[[], bool], what: str) -> None:
-    """Look again and again until something is so that nothing tells of."""
-    pause = threading.Event()
-    until_s = time.monotonic() + LIMIT_S
-    while not state():
-        assert time.monotonic() < until_s, f"{what} did not come about"
-        pause.wait(0.02)

@@ -6,27 +6,22 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from heifyd.sandbox import API_KEY, CONFIGURATION_ID, Sandbox
 from tests.harness import (
-    LIMIT_S,
-    ROOT,
     DaemonProcess,
     Event,
     Place,
     assert_tells_no_secret,
+    eventually,
     files_below,
     make_place,
     need,
@@ -35,16 +30,11 @@ from tests.harness import (
     running,
     sample,
     sha256,
+    status,
 )
 
 QUICK = "settle_seconds: 0.3\nrescan_seconds: 0.5"
 SPED_UP = {"REHEARSAL_SPEED": "30"}
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "heify", rate_limit=None) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture
@@ -149,14 +139,6 @@ def small_disk(root: Path, name: str, megabytes: int = 8, options: str = "loop")
             command("umount", "--lazy", disk.path)
 
 
-def eventually(state: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:
-    """Wait for a state that no line of output brings about."""
-    until_s = time.monotonic() + limit_s
-    while not state():
-        assert time.monotonic() < until_s, f"{what} did not come about"
-        threading.Event().wait(0.05)
-
-
 def ledger_on(disk: Disk, place: Place) -> Place:
     """Put a place's ledger on another disk."""
     change(place, f"ledger: {place.ledger}", f"ledger: {disk.path}/ledger.sqlite")
@@ -198,21 +180,6 @@ def assert_delivered(recordings: Mapping[str, bytes], sandbox: Sandbox, calls: P
 
 def of_owner(daemon: DaemonProcess, name: str, owner: str) -> list[Event]:
     return [event for event in daemon.events(name) if event["owner"] == owner]
-
-
-def status(place: Place) -> dict[str, Any]:
-    """Return what `heifyd status --json` says."""
-    run = subprocess.run(
-        [sys.executable, "-m", "heifyd", "status", "--json", "--config", str(place.config)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        timeout=LIMIT_S,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    told: dict[str, Any] = json.loads(run.stdout)
-    return told
 
 
 # The ledger's disk

@@ -1,13 +1,12 @@
 """`heifyd retry` brings back what failed, and `heifyd status` tells the truth, whatever the daemon is going through."""
 
-import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tests.harness import (
     running,
     sample,
     sha256,
+    status,
 )
 
 QUICK = "settle_seconds: 0.2\nrescan_seconds: 0.5"
@@ -38,12 +38,6 @@ ODD_NAMES = (
     "-rf ~ {stem}*?.wav",
 )
 REFUSAL = 'request-upload-url 400 "Unsupported audio format"'
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "heify", rate_limit=None) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture
@@ -72,13 +66,6 @@ def ended(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]
 
 def retry(place: Place, *arguments: str | Path, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     return ended(command("retry", "--config", str(place.config), *(os.fspath(each) for each in arguments), cwd=cwd))
-
-
-def status(place: Place) -> dict[str, Any]:
-    run = ended(command("status", "--json", "--config", str(place.config)))
-    assert run.returncode == 0, run.stdout + run.stderr
-    told: dict[str, Any] = json.loads(run.stdout)
-    return told
 
 
 def put(folder: Path, *names: str) -> dict[str, bytes]:

@@ -28,7 +28,7 @@ from urllib.parse import quote
 import pytest
 
 from heifyd.sandbox import CONFIGURATION_ID, EVALUATOR_ID, PARTICIPANT_ID
-from tests.harness import LIMIT_S, ROOT, DaemonProcess, Place, Process, make_place, running, sample
+from tests.harness import LIMIT_S, ROOT, DaemonProcess, Place, Process, eventually, make_place, running, sample
 
 KEY: Final = "hfy-KEYCANARY7f3a9b2c4d5e6f"
 SIGNATURE: Final = "c0ffee5160a7e3b1" * 4
@@ -379,15 +379,6 @@ def ledger_bytes(place: Place) -> dict[str, bytes]:
 def ledger_tells(place: Place) -> list[str]:
     """Return which secrets lie in the bytes of the ledger's files."""
     return sorted({name for raw in ledger_bytes(place).values() for name in secrets_in(raw.decode("latin-1"))})
-
-
-def await_state(state: Callable[[], bool], what: str) -> None:
-    """Look again and again until something is so that nothing tells of."""
-    pause = threading.Event()
-    until_s = time.monotonic() + LIMIT_S
-    while not state():
-        assert time.monotonic() < until_s, f"{what} did not come about"
-        pause.wait(0.02)
 
 
 def heifyd(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
@@ -759,7 +750,7 @@ def test_a_crash_that_python_shows_the_threads_of_tells_no_secret(place: Place, 
     put_calls(place, "call")
     with DaemonProcess(place.config, {"PYTHONFAULTHANDLER": "1"}) as daemon:
         daemon.started().await_event("upload.started")
-        await_state(lambda: fake.met["/upload"] == 1, "the PUT")
+        eventually(lambda: fake.met["/upload"] == 1, "the PUT")
         assert daemon.end(signal.SIGABRT) == -signal.SIGABRT
 
     assert "Fatal Python error: Aborted" in daemon.output
@@ -792,7 +783,7 @@ def test_a_url_is_in_the_ledger_only_while_it_lives(place: Place, fake: Fake, he
     put_calls(place, "call", "put-plain-refusal", "put-reset", "put-page", ASKED)
     with DaemonProcess(place.config) as first:
         first.started().await_event("upload.started")
-        await_state(lambda: fake.met["/upload"] == 1, "the PUT")
+        eventually(lambda: fake.met["/upload"] == 1, "the PUT")
         assert "the signature" in ledger_tells(place), "a restart is to go on with it"
         assert first.end(signal.SIGKILL) == -signal.SIGKILL
     assert "the signature" in ledger_tells(place)

@@ -1,12 +1,6 @@
 """What Heify and its storage may answer: whose fault it is decides what moves, what holds, and it ends by itself."""
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +15,18 @@ from heifyd.sandbox import (
     Sandbox,
 )
 from tests.harness import (
-    LIMIT_S,
-    ROOT,
     DaemonProcess,
     Place,
-    assert_tells_no_secret,
+    asked,
+    assert_all_in_heify_once,
+    eventually,
     files_below,
+    holds,
+    hurrying,
+    lay_out,
     make_place,
-    running,
-    sample,
     sha256,
+    status,
 )
 
 ONE_AT_A_TIME = "settle_seconds: 0.3\nworkers: 1"
@@ -44,77 +40,8 @@ Hold = dict[str, Any]
 
 
 @pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "heify", rate_limit=None) as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
 def place(tmp_path: Path, sandbox: Sandbox) -> Place:
     return make_place(tmp_path, sandbox.url, settings=ONE_AT_A_TIME)
-
-
-@contextmanager
-def hurrying(place: Place, speed: int = 60) -> Iterator[DaemonProcess]:
-    with running(place, {"REHEARSAL_SPEED": str(speed)}, module="tests.rehearsal") as daemon:
-        yield daemon
-
-
-def lay_out(folder: Path, *names: str) -> dict[str, str]:
-    """Put recordings there that have long been quiet, the first the oldest; return their SHA-256 by name."""
-    recordings = {}
-    for age_s, name in enumerate(reversed(names), start=3600):
-        (folder / name).write_bytes(sample(Path(name).suffix, name))
-        os.utime(folder / name, (time.time() - age_s,) * 2)
-        recordings[name] = sha256(folder / name)
-    return recordings
-
-
-def eventually(state: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
-    """Look again and again for a state that no line of output brings about."""
-    until_s = time.monotonic() + limit_s
-    while not state():
-        assert time.monotonic() < until_s, f"{what} did not come about"
-        time.sleep(0.02)
-
-
-def status(place: Place) -> dict[str, Any]:
-    run = subprocess.run(
-        [sys.executable, "-m", "heifyd", "status", "--json", "--config", str(place.config)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        cwd=ROOT,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert_tells_no_secret(run.stdout + run.stderr)
-    told: dict[str, Any] = json.loads(run.stdout)
-    return told
-
-
-def holds(place: Place) -> list[Hold]:
-    found: list[Hold] = status(place)["holds"]
-    return found
-
-
-def asked(sandbox: Sandbox, endpoint: str | None = None, outcome: str | None = None) -> int:
-    """Return how many requests there were; to one endpoint, or that ended in one way, if it is named."""
-    requests: Mapping[str, Mapping[str, int]] = sandbox.counters().requests
-    return sum(
-        count
-        for where, outcomes in requests.items()
-        for what, count in outcomes.items()
-        if endpoint in (None, where) and outcome in (None, what)
-    )
-
-
-def assert_all_in_heify_once(recordings: Mapping[str, str], place: Place, sandbox: Sandbox) -> None:
-    assert {name: sha256(file) for name, file in files_below(place.done).items()} == recordings
-    assert sorted(files_below(place.calls)) == sorted(f"done/{name}" for name in recordings)
-    stored = [each.sha256 for each in sandbox.transcriptions() if each.stored]
-    assert sorted(str(each) for each in stored) == sorted(recordings.values())
 
 
 def assert_one_hold_was_told_of_once(daemon: DaemonProcess) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import wave
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -22,10 +22,10 @@ import pytest
 
 from heifyd.sandbox import Sandbox
 from tests.harness import (
-    LIMIT_S,
     ROOT,
     DaemonProcess,
     Place,
+    eventually,
     files_below,
     make_place,
     need,
@@ -42,12 +42,6 @@ FAST = {"REHEARSAL_SPEED": "30"}
 NOBODY = 65534
 
 serial = count(1)
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "heify", rate_limit=None) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture
@@ -68,14 +62,6 @@ def mp3(seed: int, size_bytes: int = 20_000) -> bytes:
     """Return an MP3 of that size: nothing in its header tells where it ends."""
     head = sample(".mp3")
     return head + random.Random(seed).randbytes(size_bytes - len(head))
-
-
-def poll(state: Callable[[], bool], what: str) -> None:
-    """Wait for a state that no line of output tells of."""
-    until_s = time.monotonic() + LIMIT_S
-    while not state():
-        assert time.monotonic() < until_s, f"{what} did not come about"
-        time.sleep(0.01)
 
 
 def stored(sandbox: Sandbox) -> list[str | None]:
@@ -148,7 +134,7 @@ def copied_by_cp(path: Path, whole: bytes) -> Iterator[None]:
     with subprocess.Popen(["cp", "/dev/stdin", path], stdin=subprocess.PIPE, bufsize=0) as cp:
         assert cp.stdin is not None
         cp.stdin.write(whole[: len(whole) // 2])
-        poll(lambda: path.exists() and path.stat().st_size > 0, "the copy's beginning")
+        eventually(lambda: path.exists() and path.stat().st_size > 0, "the copy's beginning")
         yield
         for at in range(len(whole) // 2, len(whole), 2000):
             cp.stdin.write(whole[at : at + 2000])
@@ -230,7 +216,7 @@ def test_what_a_killed_writer_leaves_is_sent_as_it_lies_and_not_before(place: Pl
             try:
                 assert writer.stdin is not None
                 writer.stdin.write(half)
-                poll(lambda: call.exists() and call.stat().st_size == len(half), "half a recording")
+                eventually(lambda: call.exists() and call.stat().st_size == len(half), "half a recording")
                 give_every_chance(daemon, place)
                 assert_untouched(daemon, ["call.wav"])
             finally:
@@ -486,7 +472,7 @@ def test_whatever_is_done_to_a_file_during_its_put_only_its_final_content_counts
         for name, content in {**before, "taken.wav": taken, "emptied.wav": emptied}.items():
             (place.calls / name).write_bytes(content)
         daemon.await_event("upload.started", len(CHANGES) + 2)
-        poll(lambda: sandbox.counters().bytes_received > 0, "a PUT's first bytes")
+        eventually(lambda: sandbox.counters().bytes_received > 0, "a PUT's first bytes")
         (place.calls / "taken.wav").unlink()
         os.truncate(place.calls / "emptied.wav", 0)
         for change in CHANGES:
@@ -519,7 +505,7 @@ def test_a_file_that_is_truncated_between_two_pieces_of_its_put_is_not_stored_as
     left = (place.calls / "cut.mp3").read_bytes()[: piece // 2]
     with running(place, hang, module="tests.rehearsal") as daemon:
         daemon.await_event("upload.started", 2)
-        poll(lambda: sandbox.counters().bytes_received >= 2 * piece, "the first piece of both")
+        eventually(lambda: sandbox.counters().bytes_received >= 2 * piece, "the first piece of both")
         os.truncate(place.calls / "emptied.mp3", 0)
         os.truncate(place.calls / "cut.mp3", len(left))
         for name in ("emptied.mp3", "cut.mp3"):
@@ -541,7 +527,7 @@ def test_a_file_whose_time_is_set_back_after_it_was_overwritten_during_its_put_i
     hang = {"REHEARSAL_KILL": "sending", "REHEARSAL_HANG_S": "1"}
     with running(place, hang, module="tests.rehearsal") as daemon:
         daemon.await_event("upload.started")
-        poll(lambda: sandbox.counters().bytes_received >= piece, "the first piece")
+        eventually(lambda: sandbox.counters().bytes_received >= piece, "the first piece")
         times = call.stat()
         with call.open("r+b") as writer:  # as programs do that change a file's tags and keep its time
             writer.write(after)
@@ -567,7 +553,7 @@ def test_a_file_that_is_opened_again_during_its_put_is_not_moved_from_under_its_
         with call.open("ab", buffering=0) as writer:
             assert stored(sandbox) == []
             sandbox.clear_faults()
-            poll(lambda: stored(sandbox) == [sha256(content)], "the first content in Heify")
+            eventually(lambda: stored(sandbox) == [sha256(content)], "the first content in Heify")
             give_every_chance(daemon, place)
             assert call.exists()
             assert not [each for each in daemon.events("recording.done") if each["file"] == "call.wav"]
@@ -702,7 +688,9 @@ def mounted(source: Path, point: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        poll(lambda: subprocess.run(["umount", point], check=False, capture_output=True).returncode == 0, "unmounting")
+        eventually(
+            lambda: subprocess.run(["umount", point], check=False, capture_output=True).returncode == 0, "unmounting"
+        )
 
 
 @contextmanager

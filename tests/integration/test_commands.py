@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -15,12 +14,6 @@ from heifyd.sandbox import API_KEY, CONFIGURATION_ID, EVALUATOR_ID, Sandbox
 from tests.harness import Place, files_below, make_place, running, sample, sha256
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "heify", rate_limit=None) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture

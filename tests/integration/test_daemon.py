@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,12 +14,6 @@ from heifyd.sandbox import CONFIGURATION_ID, RateLimit, Sandbox
 from tests.harness import DaemonProcess, Place, files_below, make_place, running, sample, sha256
 
 QUICK = "settle_seconds: 0.3"
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
-    with Sandbox(tmp_path / "heify", rate_limit=None) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture
