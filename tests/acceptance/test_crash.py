@@ -1,6 +1,8 @@
 """The daemon killed at every step of a recording's journey, and at random moments: nothing lost, nothing twice.
 
-A longer run of the second: `HEIFYD_CRASH_KILLS=200 HEIFYD_CRASH_FILES=1000 pytest -n 0 tests/acceptance -k random_moments`.
+A longer run of the second:
+
+    HEIFYD_CRASH_KILLS=200 HEIFYD_CRASH_FILES=1000 pytest -n 0 tests/acceptance -k random_moments
 """
 
 import os
