@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -145,7 +146,8 @@ class Ledger:
         """
         if not finished:
             return []
-        outcome = self._file.write(lambda db: [_add(db, identity, now, mount) for identity in finished])
+        # A power cut may undo it: the recordings lie in their folder, and the next start finds them.
+        outcome = self._file.write(lambda db: [_add(db, identity, now, mount) for identity in finished], synced=False)
         if Added.QUEUED in outcome or Added.SENT_BEFORE in outcome:
             self.wake()
         return outcome
@@ -171,20 +173,16 @@ class Ledger:
 
     def claim(self, folder: str, now_s: float, *, only_to_file: bool = False) -> Claim | None:
         """Take on the folder's oldest recording that is due, or, while it is held, only one that needs but filing."""
-        query = sa.select(recordings).where(
-            r.folder == folder, is_active, r.claimed.is_(sa.false()), r.not_before <= now_s
-        )
-        if only_to_file:
-            query = query.where(r.state.in_((State.UPLOADED, State.REFUSED)))
+        query = _NEXT_TO_FILE if only_to_file else _NEXT
 
         def write(db: Connection) -> Claim | None:
-            row = db.execute(query.order_by(r.mtime_ns).limit(1)).one_or_none()
+            row = db.execute(query, {"in_folder": folder, "now_s": now_s}).one_or_none()
             if row is None:
                 return None
-            db.execute(recordings.update().where(r.id == row.id).values(claimed=True))
+            db.execute(_update_of(("claimed",)), {"row": row.id, "new_claimed": True})
             return claim_of(row)
 
-        return self._file.write(write)
+        return self._file.write(write, synced=False)  # a power cut gives every claim back
 
     def next_due(self, folders: Iterable[str], now_s: float) -> float | None:
         """Return the earliest time after `now_s` from which a recording of these folders may be claimed, or None."""
@@ -236,9 +234,10 @@ class Ledger:
         reason: str | None = None,
         detail: str | None = None,
     ) -> None:
-        """End a journey."""
+        """End a journey. A power cut may undo that: what was done before is found done, and ended again."""
         self._update(
             claim,
+            synced=False,
             state=state,
             ended_at=now,
             claimed=False,
@@ -257,7 +256,9 @@ class Ledger:
         failing_s: float = 0.0,
     ) -> None:
         """Give a claim back, to be taken on again from `not_before_s`; its state stays."""
-        self._update(claim, claimed=False, not_before=not_before_s, attempts=attempts, failing_s=failing_s)
+        self._update(
+            claim, synced=False, claimed=False, not_before=not_before_s, attempts=attempts, failing_s=failing_s
+        )
         self.wake()
 
     def hold_began(self, folder: str | None) -> None:
@@ -273,8 +274,10 @@ class Ledger:
         statement = recordings.update().where(is_active, which).values(**values)
         self._execute(statement if folder is None else statement.where(r.folder == folder))
 
-    def _update(self, claim: Claim, **values: Any) -> None:
-        self._execute(recordings.update().where(r.id == claim.row).values(**values))
+    def _update(self, claim: Claim, *, synced: bool = True, **values: Any) -> None:
+        statement = _update_of(tuple(values))
+        new = {"row": claim.row, **{f"new_{column}": value for column, value in values.items()}}
+        self._file.write(lambda db: db.execute(statement, new), synced=synced)
 
     def _execute(self, statement: sa.Update) -> None:
         self._file.write(lambda db: db.execute(statement))
@@ -348,8 +351,33 @@ class Ledger:
         return self._file.try_to_write(lambda db: int(db.execute(statement).rowcount))
 
 
+# Statements that each recording needs are built once: that costs several times what SQLite takes to run them.
+
+_NEXT: Final = (
+    sa.select(recordings)
+    .where(
+        r.folder == sa.bindparam("in_folder"),
+        is_active,
+        r.claimed.is_(sa.false()),
+        r.not_before <= sa.bindparam("now_s"),
+    )
+    .order_by(r.mtime_ns)
+    .limit(1)
+)
+_NEXT_TO_FILE: Final = _NEXT.where(r.state.in_((State.UPLOADED, State.REFUSED)))
+_AT_PATH: Final = sa.select(recordings).where(r.folder == sa.bindparam("in_folder"), r.path == sa.bindparam("at_path"))
+_INSERT: Final = recordings.insert()
+
+
+@cache
+def _update_of(columns: tuple[str, ...]) -> sa.Update:
+    """Return the statement that gives a row new values; its parameters are `row` and, each, `new_` and the column."""
+    new = {column: sa.bindparam(f"new_{column}", type_=recordings.c[column].type) for column in columns}
+    return recordings.update().where(r.id == sa.bindparam("row")).values(new)
+
+
 def _add(db: Connection, identity: Identity, now: float, mount: str) -> Added:
-    rows = db.execute(sa.select(recordings).where(r.folder == identity.folder, r.path == identity.path)).all()
+    rows = db.execute(_AT_PATH, {"in_folder": identity.folder, "at_path": identity.path}).all()
     active = next((row for row in rows if row.ended_at is None), None)
     same = next(
         (row for row in rows if (row.size_bytes, row.mtime_ns) == (identity.size_bytes, identity.mtime_ns)), None
@@ -363,17 +391,7 @@ def _add(db: Connection, identity: Identity, now: float, mount: str) -> Added:
             recordings.update().where(r.id == active.id).values(state=State.SUPERSEDED, ended_at=now, upload_url=None)
         )
     if same is None:
-        db.execute(
-            recordings.insert().values(
-                folder=identity.folder,
-                path=identity.path,
-                size_bytes=identity.size_bytes,
-                mtime_ns=identity.mtime_ns,
-                state=State.WAITING,
-                mount=mount,
-                settled_at=now,
-            )
-        )
+        db.execute(_INSERT, {**asdict(identity), "state": State.WAITING, "mount": mount, "settled_at": now})
         return Added.QUEUED
     sent = same.state == State.DONE
     state = State.UPLOADED if sent else State.UPLOADING if same.transcription_id else State.WAITING

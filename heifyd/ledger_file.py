@@ -26,6 +26,7 @@ _AGAIN_S: Final = 1.0
 _BUSY_S: Final = 30.0
 _PRIMARY: Final = 0xFF
 _SMALLEST_PAGE_BYTES: Final = 512
+_CACHE_KIB: Final = 512
 _PASSING: Final = frozenset(
     (
         *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY),
@@ -73,6 +74,7 @@ class LedgerFile:
         self._report: Callable[[str | None], None] | None = None
         self._trouble = threading.Lock()
         self._is_troubled = False
+        self._writer: Connection | None = None
         if create:
             _make(path)
         elif not path.exists():
@@ -88,6 +90,8 @@ class LedgerFile:
 
     def close(self) -> None:
         """Close the file."""
+        with self._lock:
+            self._drop_writer()
         self._engine.dispose()
 
     def be_patient(self, report: Callable[[str | None], None]) -> None:
@@ -102,15 +106,19 @@ class LedgerFile:
         """Return what `do` reads in one transaction. Raises LedgerError."""
         return self._patiently(lambda: self._read(do))
 
-    def write(self, do: Callable[[Connection], T]) -> T:
-        """Return what `do` returns, when all that it wrote is on disk. Raises LedgerError; then nothing is written."""
-        result = self._patiently(lambda: self._write(do))
+    def write(self, do: Callable[[Connection], T], *, synced: bool = True) -> T:
+        """Return what `do` returns, when all that it wrote is on disk. Raises LedgerError; then nothing is written.
+
+        Without `synced` a power cut may undo it, but never what came before it and not what comes after: what is synced
+        next takes it along (sqlite.org/pragma, "synchronous").
+        """
+        result = self._patiently(lambda: self._write(do, synced=synced))
         self._trouble_is_over()
         return result
 
     def try_to_write(self, do: Callable[[Connection], T]) -> T:
         """Do as `write` does, but wait for nothing. Raises LedgerUnwritableError, or another LedgerError."""
-        return self._write(do)
+        return self._write(do, synced=True)
 
     def _read(self, do: Callable[[Connection], T]) -> T:
         try:
@@ -119,13 +127,27 @@ class LedgerFile:
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
             raise _meaning(self.path, error) from error
 
-    def _write(self, do: Callable[[Connection], T]) -> T:
-        # One at a time in this process: SQLite itself waits by sleeping.
-        try:
-            with self._lock, self._engine.execution_options(writes=True).begin() as db:
-                return do(db)
-        except (sa.exc.DBAPIError, sqlite3.Error) as error:
-            raise _meaning(self.path, error) from error
+    def _write(self, do: Callable[[Connection], T], *, synced: bool) -> T:
+        """Write by the one connection that writes, one thread at a time: SQLite itself waits by sleeping.
+
+        Another connection would have to read anew what this one has in memory.
+        """
+        with self._lock:
+            try:
+                if self._writer is None:
+                    self._writer = self._engine.connect().execution_options(writes=True)
+                raw: Any = self._writer.connection.driver_connection
+                raw.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+                with self._writer.begin():
+                    return do(self._writer)
+            except (sa.exc.DBAPIError, sqlite3.Error) as error:
+                self._drop_writer()
+                raise _meaning(self.path, error) from error
+
+    def _drop_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _patiently(self, do: Callable[[], T]) -> T:
         while True:
@@ -277,7 +299,7 @@ def _engine(path: Path) -> Engine:
     def configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # so that transactions begin where SQLAlchemy begins them, see below
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.execute("PRAGMA secure_delete = ON")  # a URL that was forgotten leaves no bytes behind
 
     @sa.event.listens_for(engine, "begin")

@@ -19,6 +19,7 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers import Observer
+from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
 
 from heifyd import tree
 from heifyd.mounts import Mount, mount_of
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from watchdog.observers.api import BaseObserver, ObservedWatch
 
 SCAN_CHUNK: Final = 256
+_PAIRING_S: Final = 0.001
 MOST_HINTS: Final = 10_000
 """Paths held between two looks; beyond them one scan is cheaper, and memory stays bounded."""
 
@@ -119,7 +121,12 @@ class Observing:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Start the observer's threads. Raises OSError: EMFILE where the user's inotify instances are used up."""
+        """Start the observer's threads. Raises OSError: EMFILE where the user's inotify instances are used up.
+
+        watchdog holds back all that comes after a file's leaving for half a second, to see whether it comes in
+        elsewhere; each recording that is moved to `done/` is one that leaves. If both events come, they come together.
+        """
+        InotifyMoveEventGrouper.delay = _PAIRING_S
         self._observer = Observer()
         self._observer.start()
 

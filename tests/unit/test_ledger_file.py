@@ -48,6 +48,7 @@ class Disk:
     def __init__(self, ledger: Ledger) -> None:
         self.pages = 1
         sa.event.listen(ledger._file._engine, "checkout", self._limit)
+        ledger._file._drop_writer()
 
     def _limit(self, connection: Any, *_: object) -> None:
         connection.execute(f"PRAGMA max_page_count = {self.pages}")
