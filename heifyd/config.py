@@ -26,6 +26,7 @@ from heifyd.config_values import (
     BASE_URL,
     EXAMPLE_ID,
     AbsolutePath,
+    BandwidthLimit,
     BaseUrl,
     DirectoryPath,
     Extension,
@@ -249,6 +250,10 @@ class Config(_Model):
 
     watch: Watch = "auto"
     """How changes are noticed: by the kernel's events, by polling, or by what suits the file system (auto)."""
+
+    bandwidth_limit: BandwidthLimit = Field(default=None, examples=["08:00,2M 19:00,off"])
+    """How many bytes a second all uploads together may take, such as 2M or 500k (binary units); or by the local time \
+of day, each limit from its time on; off for none."""
 
     retry_for: SomeSeconds = Field(default=3 * 86400.0, json_schema_extra={"default": "3d"})
     """How long one recording's own failures are tried again before it goes to failed; an outage does not count."""

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
 from heifyd.globs import compiled
+from heifyd.pace import Timetable
 from heifyd.recording import CONTENT_TYPES, is_loopback
 
 _LONGEST_S: Final = 3650 * 86400.0
@@ -40,6 +41,41 @@ def _duration_schema(**least: float) -> WithJsonSchema:
 
 Seconds: TypeAlias = Annotated[float, BeforeValidator(_seconds), _duration_schema(minimum=0)]
 SomeSeconds: TypeAlias = Annotated[float, Field(gt=0), BeforeValidator(_seconds), _duration_schema(exclusiveMinimum=0)]
+
+
+def _bandwidth(value: object) -> Timetable | None:
+    if value is False or value == "off":  # off is a word to YAML 1.2, which editors read
+        return None
+    parts = value.split() if isinstance(value, str) else []
+    found = [match for match in (re.fullmatch(_BANDWIDTH_PART, part) for part in parts) if match]
+    entries = tuple(
+        (
+            int(match["hours"] or 0) * 60 + int(match["minutes"] or 0),
+            None if match["off"] else float(match["number"]) * _UNITS_BYTES[match["unit"]],
+        )
+        for match in found
+    )
+    times = [since for since, _ in entries]
+    is_table = all(match["hours"] for match in found) and times == sorted(set(times))
+    if not entries or len(found) < len(parts) or not (len(entries) == 1 or is_table):
+        raise ValueError(
+            'is no bandwidth; write bytes a second, such as "2M" or "500k", or a day of them, as "08:00,2M 19:00,off"'
+        )
+    return Timetable(entries)
+
+
+_BANDWIDTH_PART: Final = (
+    r"(?:(?P<hours>[01][0-9]|2[0-3]):(?P<minutes>[0-5][0-9]),)?"
+    r"(?:(?P<off>off)|(?P<number>[1-9][0-9]{0,6}(?:\.[0-9]{1,3})?)(?P<unit>[kM]))"
+)
+_UNITS_BYTES: Final = {"k": 1024, "M": 1024 * 1024}
+_BANDWIDTH: Final = r"^(off|[1-9][0-9.]*[kM]|([0-2][0-9]:[0-5][0-9],(off|[1-9][0-9.]*[kM]) ?)+)$"
+
+BandwidthLimit: TypeAlias = Annotated[
+    Timetable | None,
+    BeforeValidator(_bandwidth),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": _BANDWIDTH}, {"enum": [False]}]}),
+]
 
 
 def _uuid(value: str) -> str:

@@ -16,7 +16,7 @@ from heifyd.heify import Heify, boot_clock_s, boot_id
 from heifyd.intake import Intake, Manner
 from heifyd.ledger import Ledger, LedgerDamagedError, LedgerUnwritableError
 from heifyd.log import Log, Redactor
-from heifyd.pace import Pace, TokenBucket
+from heifyd.pace import Bandwidth, Pace, TokenBucket
 from heifyd.service import Call, Calls
 from heifyd.settle import Rule
 from heifyd.upload import Uploads
@@ -73,7 +73,8 @@ class Daemon:
         """The workers first, then the intakes."""
         self._ledger = _open_ledger(settings.ledger, log, report)
         self._observing = Observing()
-        self._heify = Heify(settings.api.base_url, key, connections=settings.workers)
+        bandwidth = Bandwidth(settings.bandwidth_limit)
+        self._heify = Heify(settings.api.base_url, key, connections=settings.workers, bandwidth=bandwidth)
         limit = settings.api.rate_limit
         bucket = TokenBucket.full(limit.per_minute, limit.burst, time.monotonic()) if limit else None
         folders = {os.fspath(folder.path): folder for folder in settings.folders}

@@ -24,6 +24,7 @@ from heifyd.answers import Arrival, api_message, arrival, retry_after_s, storage
 from heifyd.errors import HeifydError
 from heifyd.faults import FaultError
 from heifyd.hiding import secrets_of, without
+from heifyd.pace import Bandwidth
 from heifyd.recording import Ids, Ticket
 from heifyd.urls import must_be_safe, signed_headers, url_lifetime_s
 
@@ -61,8 +62,12 @@ class Status:
 class Heify:
     """One account's client: one connection pool for all threads. The key goes to `base_url` and nowhere else."""
 
-    def __init__(self, base_url: str, key: Callable[[], str], *, connections: int) -> None:
+    def __init__(
+        self, base_url: str, key: Callable[[], str], *, connections: int, bandwidth: Bandwidth | None = None
+    ) -> None:
         """`key` is asked before each request, so that a key that was replaced is used at once."""
+        self._bandwidth = bandwidth or Bandwidth(None)
+        self._is_cut_off = threading.Event()
         self._base_url = base_url
         self._key = key
         self._last_key = ""
@@ -82,6 +87,7 @@ class Heify:
 
     def cut_off(self) -> None:
         """Cut every connection, so that a thread that is waiting for the network comes back at once with an error."""
+        self._is_cut_off.set()
         with self._sockets_lock:
             sockets = list(self._sockets)
         for each in sockets:
@@ -126,7 +132,7 @@ class Heify:
         headers = signed_headers(ticket)
         headers["Content-Type"] = content_type
         headers["Content-Length"] = str(size_bytes)
-        body = _pieces(fd, size_bytes, sent)
+        body = self._pieces(fd, size_bytes, sent)
         read_s = _answer_s(size_bytes)
         status, answer_headers, answer = self._send("PUT", ticket.url, headers, body, "the storage", read_s=read_s)
         if status == httpx.codes.OK:
@@ -178,6 +184,17 @@ class Heify:
             raise _unintelligible(path, "its answer is not the JSON that Heify documents")
         return data
 
+    def _pieces(self, fd: int, size_bytes: int, sent: Callable[[int], None]) -> Iterator[bytes]:
+        at = 0
+        while at < size_bytes:
+            piece = os.pread(fd, min(self._bandwidth.piece_bytes(PIECE_BYTES), size_bytes - at), at)
+            if not piece:
+                raise TruncatedError(f"it ended after {at:,} of {size_bytes:,} bytes while it was sent")
+            self._bandwidth.wait(len(piece), self._is_cut_off)
+            yield piece
+            at += len(piece)
+            sent(len(piece))
+
     def _shown(self, said: str, url: str = "") -> str:
         """Return what a server said as it may be shown and kept: without what is secret, and not longer than a line."""
         encodable = said.encode("utf-8", "replace").decode("utf-8")
@@ -219,7 +236,7 @@ class Heify:
                 detail = f"{who} took not a byte for {_untaken_s():g} s"
                 raise FaultError(faults.of_network("write_stalled", detail)) from None
             raise FaultError(faults.of_network("read_timeout", f"{who} gave no answer for {read_s:.0f} s")) from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # a redirect to nowhere is none of the first
             said = self._shown(str(error) or type(error).__name__, url)
             if isinstance(error, httpx.ConnectError):
                 detail = f"no connection to {who} ({_host(url)}): {said}"
@@ -261,17 +278,6 @@ def boot_clock_s() -> float:
 def boot_id() -> str:
     """Return the name of this machine's present boot (random(4)). Raises OSError."""
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-
-
-def _pieces(fd: int, size_bytes: int, sent: Callable[[int], None]) -> Iterator[bytes]:
-    at = 0
-    while at < size_bytes:
-        piece = os.pread(fd, min(PIECE_BYTES, size_bytes - at), at)
-        if not piece:
-            raise TruncatedError(f"it ended after {at:,} of {size_bytes:,} bytes while it was sent")
-        yield piece
-        at += len(piece)
-        sent(len(piece))
 
 
 def _limited(response: httpx.Response) -> bytes:

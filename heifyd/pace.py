@@ -1,14 +1,16 @@
-"""How fast requests may go: a token bucket that slows down when Heify says so."""
+"""How fast requests and bytes may go: a rate that slows down when Heify says so, a bandwidth by the time of day."""
 
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 _SLOWEST: Final = 1 / 16
 _RECOVERY_S: Final = 60.0
 _LONGEST_PAUSE_S: Final = 60.0
+_MOMENT_S: Final = 0.02
 
 
 @dataclass(slots=True)
@@ -71,3 +73,67 @@ class Pace:
         if self._bucket is not None:
             with self._lock:
                 self._bucket.slow_down(self._clock(), min(retry_after_s or 1.0, _LONGEST_PAUSE_S))
+
+
+@dataclass(frozen=True, slots=True)
+class Timetable:
+    """Bandwidths by the local time of day: from each minute of the day on, so many bytes a second; None for no limit.
+
+    `entries` are in the day's order; the last one reaches over midnight to the first.
+    """
+
+    entries: tuple[tuple[int, float | None], ...]
+
+    def at(self, minute: int) -> float | None:
+        """Return the bandwidth in force at a minute of the day, in bytes a second."""
+        begun = [bytes_per_s for since, bytes_per_s in self.entries if since <= minute]
+        return begun[-1] if begun else self.entries[-1][1]
+
+
+@dataclass(slots=True)
+class ByteBucket:
+    """Bytes that may go, one after another, at a rate; none are saved up. Pure: times are monotonic seconds."""
+
+    free_at_s: float = 0.0
+
+    def take(self, size_bytes: int, bytes_per_s: float, now_s: float) -> float:
+        """Book `size_bytes` and return for how many seconds to wait before sending them."""
+        begins_s = max(self.free_at_s, now_s)
+        self.free_at_s = begins_s + size_bytes / bytes_per_s
+        return begins_s - now_s
+
+
+class Bandwidth:
+    """One limit for all threads together; with `timetable` None there is none."""
+
+    def __init__(
+        self,
+        timetable: Timetable | None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        """`wall` tells the local time."""
+        self._timetable = timetable
+        self._clock = clock
+        self._wall = wall
+        self._bucket = ByteBucket()
+        self._lock = threading.Lock()
+
+    def piece_bytes(self, most_bytes: int) -> int:
+        """Return how many bytes to send in one go: under a limit, what goes in a moment, so that it goes smoothly."""
+        rate = self._rate()
+        return most_bytes if rate is None else max(1, min(most_bytes, int(rate * _MOMENT_S)))
+
+    def wait(self, size_bytes: int, stopping: threading.Event) -> None:
+        """Wait until `size_bytes` may be sent, or until `stopping`."""
+        rate = self._rate()
+        if rate is not None:
+            with self._lock:
+                wait_s = self._bucket.take(size_bytes, rate, self._clock())
+            stopping.wait(wait_s)
+
+    def _rate(self) -> float | None:
+        if self._timetable is None:
+            return None
+        now = self._wall()
+        return self._timetable.at(now.hour * 60 + now.minute)

@@ -1127,3 +1127,46 @@ def test_a_folder_that_is_away_passes_where_the_caller_knows_it(tmp_path: Path) 
     assert set(asked) == {(tmp_path / "ledger.sqlite", tmp_path / "away")}
     with pytest.raises(ConfigError, match="does not exist; create the directory"):
         load(path, {}, may_be_missing=lambda _ledger, _folder: False)
+
+
+@pytest.mark.parametrize(
+    ("written", "entries"),
+    [
+        ("2M", ((0, 2 * 1024 * 1024.0),)),
+        ("500k", ((0, 500 * 1024.0),)),
+        ("1.5M", ((0, 1.5 * 1024 * 1024),)),
+        ("08:00,2M 19:00,off", ((480, 2 * 1024 * 1024.0), (1140, None))),
+        ("22:15,100k", ((1335, 100 * 1024.0),)),
+    ],
+)
+def test_a_bandwidth_is_one_for_the_day_or_one_for_each_part_of_it(
+    tmp_path: Path, calls: Path, written: str, entries: tuple[tuple[int, float | None], ...]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"bandwidth_limit: '{written}'\nfolders:\n  - path: {calls}\n    configuration_id: {CONFIGURATION}\n"
+    )
+
+    limit = load(path, {}).bandwidth_limit
+
+    assert limit is not None
+    assert limit.entries == entries
+
+
+@pytest.mark.parametrize("wrong", ["'2'", "2", "0k", "2G", "08:00,2M 07:00,off", "2M 08:00,1M", "25:00,2M", "''", "[]"])
+def test_a_bandwidth_that_is_none_is_told_with_its_line_and_what_to_write(
+    tmp_path: Path, calls: Path, wrong: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"bandwidth_limit: {wrong}\nfolders:\n  - path: {calls}\n    configuration_id: {CONFIGURATION}\n")
+
+    with pytest.raises(ConfigError, match=r'config.yaml:1: bandwidth_limit: .*write bytes a second, such as "2M"'):
+        load(path, {})
+
+
+@pytest.mark.parametrize("written", ["off", "'off'", "false"])
+def test_a_bandwidth_can_be_off(tmp_path: Path, calls: Path, written: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"bandwidth_limit: {written}\nfolders:\n  - path: {calls}\n    configuration_id: {CONFIGURATION}\n")
+
+    assert load(path, {}).bandwidth_limit is None

@@ -280,6 +280,10 @@ def test_the_clock_of_expiry_runs_forward_and_the_boot_has_one_name() -> None:
 # The bytes of a recording
 
 
+def client() -> heify.Heify:
+    return heify.Heify("https://api.heify.com", lambda: "key", connections=1)
+
+
 def test_a_recording_is_sent_in_pieces_that_are_the_whole_of_it(tmp_path: os.PathLike[str]) -> None:
     content = os.urandom(2 * heify.PIECE_BYTES + 17)
     path = os.path.join(tmp_path, "call.wav")
@@ -288,7 +292,7 @@ def test_a_recording_is_sent_in_pieces_that_are_the_whole_of_it(tmp_path: os.Pat
     told: list[int] = []
 
     with open(path, "rb") as file:
-        pieces = list(heify._pieces(file.fileno(), len(content), told.append))
+        pieces = list(client()._pieces(file.fileno(), len(content), told.append))
 
     assert b"".join(pieces) == content
     assert told == [heify.PIECE_BYTES, heify.PIECE_BYTES, 17]
@@ -300,6 +304,6 @@ def test_a_file_that_ends_early_is_noticed_and_one_that_grows_is_sent_as_it_was(
         file.write(b"12345678")
 
     with open(path, "rb") as file:
-        assert b"".join(heify._pieces(file.fileno(), 5, lambda _: None)) == b"12345"
+        assert b"".join(client()._pieces(file.fileno(), 5, lambda _: None)) == b"12345"
         with pytest.raises(heify.TruncatedError, match="8 of 9 bytes"):
-            list(heify._pieces(file.fileno(), 9, lambda _: None))
+            list(client()._pieces(file.fileno(), 9, lambda _: None))

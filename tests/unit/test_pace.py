@@ -1,12 +1,14 @@
 """How fast requests may go: never faster than the account's rate, and slower when Heify says so."""
 
+import heapq
 import threading
 from itertools import pairwise
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from heifyd.pace import Pace, TokenBucket
+from heifyd.pace import Bandwidth, Pace, Timetable, TokenBucket
 
 SLACK = 1e-6
 
@@ -133,3 +135,76 @@ def test_without_a_limit_nobody_waits_and_stopping_still_stops() -> None:
     assert pace.wait(stopping)
     stopping.set()
     assert not pace.wait(stopping)
+
+
+# Bandwidth
+
+DAY = Timetable(((8 * 60, 2_000_000.0), (12 * 60 + 30, 500_000.0), (19 * 60, None)))
+
+
+@pytest.mark.parametrize(
+    ("time", "bytes_per_s"),
+    [
+        ("00:00", None),
+        ("07:59", None),
+        ("08:00", 2_000_000.0),
+        ("12:29", 2_000_000.0),
+        ("12:30", 500_000.0),
+        ("18:59", 500_000.0),
+        ("19:00", None),
+        ("23:59", None),
+    ],
+)
+def test_each_limit_holds_from_its_time_on_and_the_last_one_over_midnight(time: str, bytes_per_s: float | None) -> None:
+    hours, minutes = time.split(":")
+
+    assert DAY.at(int(hours) * 60 + int(minutes)) == bytes_per_s
+
+
+@given(
+    rate=st.sampled_from([10_000.0, 500_000.0, 2_000_000.0]),
+    workers=st.integers(1, 8),
+    speeds=st.lists(st.floats(0.0, 0.05), min_size=8, max_size=8),
+)
+def test_all_threads_together_send_as_much_as_is_allowed_smoothly_and_exactly(
+    rate: float, workers: int, speeds: list[float]
+) -> None:
+    """Ten seconds of virtual time: each worker books a piece, waits for its turn, and takes a while to send it."""
+    now_s = [0.0]
+    bandwidth = Bandwidth(Timetable(((0, rate),)), clock=lambda: now_s[0])
+    piece = bandwidth.piece_bytes(1024 * 1024)
+    sent: list[float] = []
+    ready = [(0.0, worker) for worker in range(workers)]
+    while ready[0][0] < 10.0:
+        now_s[0], worker = heapq.heappop(ready)
+        begins_s = now_s[0] + bandwidth._bucket.take(piece, rate, now_s[0])
+        sent.append(begins_s)
+        heapq.heappush(ready, (begins_s + min(speeds[worker], workers * piece / rate / 2), worker))
+
+    in_ten_s = sum(piece for at in sent if at < 10.0)
+    assert in_ten_s <= 1.05 * rate * 10.0
+    assert in_ten_s >= 0.95 * rate * 10.0
+    for begin in range(0, 100, 7):
+        window = sum(piece for at in sent if begin / 10 <= at < begin / 10 + 0.1)
+        assert window <= 0.1 * rate + 2 * piece
+
+
+def test_a_wait_for_bandwidth_ends_when_the_connection_is_cut() -> None:
+    bandwidth = Bandwidth(Timetable(((0, 1.0),)), clock=lambda: 0.0)
+    cut = threading.Event()
+    bandwidth.wait(3600, cut)
+    waiter = threading.Thread(target=bandwidth.wait, args=(1, cut))
+    waiter.start()
+
+    cut.set()
+    waiter.join(10)
+
+    assert not waiter.is_alive()
+
+
+def test_without_a_limit_a_piece_is_as_large_as_it_may_be_and_goes_at_once() -> None:
+    bandwidth = Bandwidth(None)
+
+    bandwidth.wait(10**12, threading.Event())
+
+    assert bandwidth.piece_bytes(1024 * 1024) == 1024 * 1024
