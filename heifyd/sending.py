@@ -11,9 +11,10 @@ from typing import Final, Protocol
 
 from anyascii import anyascii
 
-from heifyd import preflight, probe, tree
+from heifyd import faults, preflight, probe, tree
 from heifyd.answers import Arrival
 from heifyd.claimed import SupersededError, must_still_be, open_claimed
+from heifyd.faults import FaultError
 from heifyd.heify import Heify, TruncatedError, UrlExpiredError, boot_clock_s, boot_id
 from heifyd.ledger import Ledger, State
 from heifyd.log import Log
@@ -79,6 +80,13 @@ class Sender:
 
         Raises SupersededError where the file is not the recording any more, StoppingError, or FaultError.
         """
+        try:
+            return self._send_open(turn)
+        except OSError as error:  # the disk, or the share it is on, has gone from under the open file
+            detail = f"{turn.claim.identity.path} cannot be read: {error.strerror}"
+            raise FaultError(faults.of_folder("unreadable", detail)) from None
+
+    def _send_open(self, turn: Turn) -> Sent:
         claim, found = turn.claim, turn.claim.identity
         wait_ms = _ms(time.time() - claim.settled_at)
         with tree.opened(open_claimed(claim)) as fd:

@@ -27,6 +27,7 @@ from tests.harness import (
     Place,
     eventually,
     files_below,
+    hurrying,
     make_place,
     need,
     need_program,
@@ -779,3 +780,24 @@ def test_what_a_share_s_recorder_renames_in_is_taken_whole(tmp_path: Path, sandb
         (far / "call.wav.part").rename(far / "call.wav")
         daemon.await_event("recording.done", file="call.wav")
         assert_done_as(daemon, sandbox, {"call.wav": whole})
+
+
+def test_a_share_that_dies_during_a_put_holds_its_folder_until_it_is_back(tmp_path: Path, sandbox: Sandbox) -> None:
+    settings = "settle_seconds: 0.3\nrescan_seconds: 0.2\nbandwidth_limit: 2M"
+    place = make_place(tmp_path, sandbox.url, settings=settings)
+    far = tmp_path / "far"
+    far.mkdir()
+    content = mp3(1) * 300  # more than the kernel reads ahead
+    (far / "call.mp3").write_bytes(content)
+    with mounted(far, place.calls), hurrying(place) as daemon:
+        eventually(lambda: sandbox.counters().bytes_received > 0, "an upload that is under way")
+        server = subprocess.run(["pgrep", "-f", f"bindfs {far}"], check=True, capture_output=True, text=True).stdout
+        os.kill(int(server.split()[0]), signal.SIGKILL)
+        (started,) = daemon.await_event("hold.started")
+        assert (started["scope"], started["owner"]) == (str(place.calls), "folder")
+        eventually(lambda: subprocess.run(["umount", place.calls], check=False).returncode == 0, "unmounting")
+        subprocess.run([need_program("bindfs"), far, place.calls], check=True)
+        daemon.await_event("recording.done")
+        daemon.await_event("hold.ended")
+    assert [each.sha256 for each in sandbox.transcriptions() if each.stored] == [sha256(content)]
+    assert (far / "done" / "call.mp3").read_bytes() == content
