@@ -99,9 +99,11 @@ class Sender:
             ticket, url_ms, put_ms = self._send(turn, claim.ticket, fd, facts)
             must_still_be(fd, found, ticket)
             while (after := Stamp.of(os.fstat(fd))) != stamp:
-                # Written to with its time set back, or only renamed: the same URL makes it whole either way.
+                # Written to with its time set back, or only renamed: the same URL makes it whole either way. Once that
+                # has expired, what arrived there cannot be trusted, and Heify is not asked for it.
                 stamp = after
-                ticket, _, put_ms = self._send(turn, ticket, fd, facts)
+                alive = ticket if ticket.is_good(boot_clock_s(), boot_id()) else None
+                ticket, _, put_ms = self._send(turn, alive, fd, facts)
                 must_still_be(fd, found, ticket)
             self._turns.stored(turn)
         self._ledger.uploaded(claim)
