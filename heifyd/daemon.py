@@ -63,6 +63,7 @@ class Daemon:
         self, settings: Config, key: Callable[[], str], log: Log, calls: Calls, report: Callable[[str | None], None]
     ) -> None:
         """Build the rooms; `report` is told when the ledger cannot be written, and None after. Raises LedgerError."""
+        boot_id()  # read once, while there are descriptors to read it with
         self._settings = settings
         self.ledger = settings.ledger
         self._log = log

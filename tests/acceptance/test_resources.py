@@ -513,7 +513,8 @@ def test_few_descriptors_from_the_start_are_enough_or_are_named(place: Place, sa
             return
         code = daemon.end()
     assert "open files" in daemon.output
-    assert code in (0, 70, 75, 78), daemon.output
+    # The signal itself: it was sent to one that had told of the want and was ending of it.
+    assert code in (0, 70, 75, 78, -signal.SIGTERM), daemon.output
     assert limit < 48, "so many are enough"
     assert set(files_below(place.calls)) == {"call.wav"}
 
