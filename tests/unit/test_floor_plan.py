@@ -41,7 +41,7 @@ PURE = layer(
 )
 EDGES = layer(
     "tree probe mounts watch ledger ledger_file ledger_rows heify filing preflight log "
-    "config config_source config_values api_key",
+    "config config_source config_values api_key overview",
     (VALUES, PURE),
     watch="tree mounts",
     probe="mounts",
@@ -49,6 +49,7 @@ EDGES = layer(
     filing="tree",
     config="config_source config_values",
     api_key="config_source config",
+    overview="ledger",
     why="An edge does one kind of I/O; joined to another edge it could not be replaced or tested alone.",
 )
 JOURNEYS = layer(

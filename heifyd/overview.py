@@ -1,0 +1,109 @@
+"""What is to be known of a heifyd at a glance, whether or not it runs: its ledger's counts and holds."""
+
+import errno
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from heifyd import faults
+from heifyd.ledger import FolderCounts, HoldRow, Ledger
+
+_LEAST_ROOM_BYTES: Final = 32 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class FolderStatus:
+    """One folder's line; `configured` is False where only the ledger still knows it."""
+
+    folder: str
+    configured: bool
+    counts: FolderCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """All that is to be known of one heifyd at a time."""
+
+    running: bool
+    ledger: str
+    holds: Sequence[HoldRow]
+    folders: Sequence[FolderStatus]
+
+
+def of(ledger: Ledger, configured: Sequence[str]) -> Overview:
+    """Gather it out of a ledger and from what can be seen from here; the day begins at local midnight."""
+    midnight = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
+    known = [*configured, *(folder for folder in ledger.folders() if folder not in configured)]
+    running = ledger.is_in_use()
+    folders = [FolderStatus(folder, folder in configured, ledger.counts(folder, midnight)) for folder in known]
+    if not running:
+        folders = [replace(each, counts=_at_rest(each.counts)) for each in folders]
+    holds = {(hold.scope, hold.owner): hold for hold in ledger.holds()} if running else {}
+    for hold in _seen_from_here(ledger.path, configured):
+        holds.setdefault((hold.scope, hold.owner), hold)
+    return Overview(running, os.fspath(ledger.path), list(holds.values()), folders)
+
+
+def _at_rest(counts: FolderCounts) -> FolderCounts:
+    """Count what was being uploaded when heifyd was killed as waiting, as which the next start takes it."""
+    return replace(counts, waiting=counts.waiting + counts.uploading, uploading=0)
+
+
+def _seen_from_here(ledger: Path, configured: Sequence[str]) -> Iterator[HoldRow]:
+    """Give what stops the daemon that it cannot write into the ledger, or that is so whether it runs or not."""
+    found = []
+    if (wrong := _unwritable(ledger.parent)) is not None:
+        found.append(("", faults.of_ledger(f"{ledger}: the ledger cannot be written: {wrong}")))
+    for folder in configured:
+        try:
+            with os.scandir(folder):
+                pass
+        except OSError as error:
+            detail = f"{folder} cannot be opened: {error.strerror}"
+            found.append((folder, faults.of_folder("folder_missing", detail)))
+    for scope, fault in found:
+        yield HoldRow(scope, fault.owner, fault.reason, fault.detail, fault.advice, None)
+
+
+def _unwritable(directory: Path) -> str | None:
+    """Tell why nothing can be written in a directory, None where something can, by writing what nobody ever sees."""
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        lacks_it = error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EACCES, errno.EPERM)
+        return None if lacks_it else error.strerror
+    try:
+        os.posix_fallocate(fd, 0, _LEAST_ROOM_BYTES)
+    except OSError as error:
+        return None if error.errno == errno.EOPNOTSUPP else error.strerror
+    finally:
+        os.close(fd)
+    return None
+
+
+def as_dict(overview: Overview) -> dict[str, Any]:
+    """Turn it into what ``heifyd status --json`` prints; times are seconds since 1970, ages seconds."""
+    now = time.time()
+    return {
+        "running": overview.running,
+        "ledger": overview.ledger,
+        "holds": [asdict(hold) | {"scope": hold.scope or "everything"} for hold in overview.holds],
+        "folders": [
+            {
+                "folder": each.folder,
+                "configured": each.configured,
+                "waiting": each.counts.waiting,
+                "uploading": each.counts.uploading,
+                "done_today": each.counts.done_since,
+                "failed": each.counts.failed,
+                "oldest_s": None
+                if each.counts.oldest_settled_at is None
+                else round(now - each.counts.oldest_settled_at, 1),
+            }
+            for each in overview.folders
+        ],
+    }
