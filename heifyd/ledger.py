@@ -37,6 +37,7 @@ from heifyd.ledger_rows import (
     r,
     recordings,
 )
+from heifyd.ledger_sql import Transaction
 from heifyd.recording import Identity, Ticket
 
 __all__ = [
@@ -102,10 +103,10 @@ class Ledger:
         again = sa.case((r.attempts >= CRASHES, now_s + CRASH_WAIT_S), else_=0.0)
         cut_off = recordings.update().where(is_active, r.claimed)
 
-        def write(db: Connection) -> None:
-            db.execute(recordings.update().where(is_active, r.not_before > 0).values(not_before=0.0))
-            db.execute(cut_off.values(claimed=False, attempts=r.attempts + 1, not_before=again))
-            db.execute(holds_table.delete())
+        def write(do: Transaction) -> None:
+            do.change(recordings.update().where(is_active, r.not_before > 0).values(not_before=0.0))
+            do.change(cut_off.values(claimed=False, attempts=r.attempts + 1, not_before=again))
+            do.change(holds_table.delete())
 
         self._file.write(write)
 
@@ -147,7 +148,7 @@ class Ledger:
         if not finished:
             return []
         # A power cut may undo it: the recordings lie in their folder, and the next start finds them.
-        outcome = self._file.write(lambda db: [_add(db, identity, now, mount) for identity in finished], synced=False)
+        outcome = self._file.write(lambda do: [_add(do, identity, now, mount) for identity in finished], synced=False)
         if Added.QUEUED in outcome or Added.SENT_BEFORE in outcome:
             self.wake()
         return outcome
@@ -175,12 +176,12 @@ class Ledger:
         """Take on the folder's oldest recording that is due, or, while it is held, only one that needs but filing."""
         query = _NEXT_TO_FILE if only_to_file else _NEXT
 
-        def write(db: Connection) -> Claim | None:
-            row = db.execute(query, {"in_folder": folder, "now_s": now_s}).one_or_none()
-            if row is None:
+        def write(do: Transaction) -> Claim | None:
+            rows = do.rows(query, {"in_folder": folder, "now_s": now_s})
+            if not rows:
                 return None
-            db.execute(_update_of(("claimed",)), {"row": row.id, "new_claimed": True})
-            return claim_of(row)
+            do.change(_update_of(("claimed",)), {"row": rows[0].id, "new_claimed": True})
+            return claim_of(rows[0])
 
         return self._file.write(write, synced=False)  # a power cut gives every claim back
 
@@ -277,20 +278,20 @@ class Ledger:
     def _update(self, claim: Claim, *, synced: bool = True, **values: Any) -> None:
         statement = _update_of(tuple(values))
         new = {"row": claim.row, **{f"new_{column}": value for column, value in values.items()}}
-        self._file.write(lambda db: db.execute(statement, new), synced=synced)
+        self._file.write(lambda do: do.change(statement, new), synced=synced)
 
     def _execute(self, statement: sa.Update) -> None:
-        self._file.write(lambda db: db.execute(statement))
+        self._file.write(lambda do: do.change(statement))
 
     # Holds, history and counts
 
     def show_holds(self, holds: Sequence[HoldRow]) -> None:
         """Write down the holds in force, for `heifyd status`."""
 
-        def write(db: Connection) -> None:
-            db.execute(holds_table.delete())
-            if holds:
-                db.execute(holds_table.insert(), [asdict(hold) for hold in holds])
+        def write(do: Transaction) -> None:
+            do.change(holds_table.delete())
+            for hold in holds:
+                do.change(holds_table.insert().values(asdict(hold)))
 
         self._file.write(write)
 
@@ -343,15 +344,15 @@ class Ledger:
         """Forget the upload URLs that no longer live at `now_s` (CLOCK_BOOTTIME) of the boot `boot_id`."""
         spent = (r.url_good_until < now_s) | (r.boot_id != boot_id)
         statement = recordings.update().where(is_active, r.upload_url.is_not(None), spent).values(upload_url=None)
-        self._file.try_to_write(lambda db: db.execute(statement))
+        self._file.try_to_write(lambda do: do.change(statement))
 
     def prune(self, before: float) -> int:
         """Delete the history that ended before `before` (wall clock), and return how many rows that were."""
         statement = recordings.delete().where(r.ended_at < before)
-        return self._file.try_to_write(lambda db: int(db.execute(statement).rowcount))
+        return self._file.try_to_write(lambda do: do.change(statement))
 
 
-# Statements that each recording needs are built once: that costs several times what SQLite takes to run them.
+# Statements that each recording needs are built once: only then are they compiled once, too.
 
 _NEXT: Final = (
     sa.select(recordings)
@@ -364,9 +365,16 @@ _NEXT: Final = (
     .order_by(r.mtime_ns)
     .limit(1)
 )
-_NEXT_TO_FILE: Final = _NEXT.where(r.state.in_((State.UPLOADED, State.REFUSED)))
+_NEXT_TO_FILE: Final = _NEXT.where((r.state == State.UPLOADED) | (r.state == State.REFUSED))
 _AT_PATH: Final = sa.select(recordings).where(r.folder == sa.bindparam("in_folder"), r.path == sa.bindparam("at_path"))
-_INSERT: Final = recordings.insert()
+_GIVEN: Final = ("folder", "path", "size_bytes", "mtime_ns", "state", "mount", "settled_at")
+_INSERT: Final = recordings.insert().values(
+    **{column: sa.bindparam(column, type_=recordings.c[column].type) for column in _GIVEN},
+    claimed=False,
+    not_before=0.0,
+    attempts=0,
+    failing_s=0.0,
+)
 
 
 @cache
@@ -376,8 +384,8 @@ def _update_of(columns: tuple[str, ...]) -> sa.Update:
     return recordings.update().where(r.id == sa.bindparam("row")).values(new)
 
 
-def _add(db: Connection, identity: Identity, now: float, mount: str) -> Added:
-    rows = db.execute(_AT_PATH, {"in_folder": identity.folder, "at_path": identity.path}).all()
+def _add(do: Transaction, identity: Identity, now: float, mount: str) -> Added:
+    rows = do.rows(_AT_PATH, {"in_folder": identity.folder, "at_path": identity.path})
     active = next((row for row in rows if row.ended_at is None), None)
     same = next(
         (row for row in rows if (row.size_bytes, row.mtime_ns) == (identity.size_bytes, identity.mtime_ns)), None
@@ -387,15 +395,15 @@ def _add(db: Connection, identity: Identity, now: float, mount: str) -> Added:
     if active is not None:
         if active.claimed or active.state == State.UPLOADED:
             return Added.BUSY
-        db.execute(
+        do.change(
             recordings.update().where(r.id == active.id).values(state=State.SUPERSEDED, ended_at=now, upload_url=None)
         )
     if same is None:
-        db.execute(_INSERT, {**asdict(identity), "state": State.WAITING, "mount": mount, "settled_at": now})
+        do.change(_INSERT, {**asdict(identity), "state": State.WAITING, "mount": mount, "settled_at": now})
         return Added.QUEUED
     sent = same.state == State.DONE
     state = State.UPLOADED if sent else State.UPLOADING if same.transcription_id else State.WAITING
-    db.execute(
+    do.change(
         recordings.update()
         .where(r.id == same.id)
         .values(

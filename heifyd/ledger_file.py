@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from heifyd.errors import HeifydError
+from heifyd.ledger_sql import Transaction
 
 T = TypeVar("T")
 
@@ -74,16 +76,17 @@ class LedgerFile:
         self._report: Callable[[str | None], None] | None = None
         self._trouble = threading.Lock()
         self._is_troubled = False
-        self._writer: Connection | None = None
+        self._writer: sqlite3.Connection | None = None
+        self._is_synced = True
         if create:
             _make(path)
         elif not path.exists():
             raise LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it")
         is_new = _is_new(path)
-        self._engine = _frozen_engine(path) if frozen else _engine(path)
+        self._engine = _engine(partial(_only_to_look if frozen else _connect, path))
         if is_new:
             try:
-                self.write(lambda db: _lay_out(db, metadata))
+                self.write(lambda do: _lay_out(do, metadata))
             except LedgerError:
                 self.close()
                 raise
@@ -106,7 +109,7 @@ class LedgerFile:
         """Return what `do` reads in one transaction. Raises LedgerError."""
         return self._patiently(lambda: self._read(do))
 
-    def write(self, do: Callable[[Connection], T], *, synced: bool = True) -> T:
+    def write(self, do: Callable[[Transaction], T], *, synced: bool = True) -> T:
         """Return what `do` returns, when all that it wrote is on disk. Raises LedgerError; then nothing is written.
 
         Without `synced` a power cut may undo it, but never what came before it and not what comes after: what is synced
@@ -116,7 +119,7 @@ class LedgerFile:
         self._trouble_is_over()
         return result
 
-    def try_to_write(self, do: Callable[[Connection], T]) -> T:
+    def try_to_write(self, do: Callable[[Transaction], T]) -> T:
         """Do as `write` does, but wait for nothing. Raises LedgerUnwritableError, or another LedgerError."""
         return self._write(do, synced=True)
 
@@ -127,22 +130,35 @@ class LedgerFile:
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
             raise _meaning(self.path, error) from error
 
-    def _write(self, do: Callable[[Connection], T], *, synced: bool) -> T:
+    def _write(self, do: Callable[[Transaction], T], *, synced: bool) -> T:
         """Write by the one connection that writes, one thread at a time: SQLite itself waits by sleeping.
 
         Another connection would have to read anew what this one has in memory.
         """
         with self._lock:
             try:
-                if self._writer is None:
-                    self._writer = self._engine.connect().execution_options(writes=True)
-                raw: Any = self._writer.connection.driver_connection
-                raw.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
-                with self._writer.begin():
-                    return do(self._writer)
-            except (sa.exc.DBAPIError, sqlite3.Error) as error:
+                driver = self._writer_for(synced=synced)
+                driver.execute("BEGIN IMMEDIATE")
+                try:
+                    result = do(Transaction(driver))
+                except BaseException:
+                    if driver.in_transaction:  # a full disk has ended it already (sqlite.org/lang_transaction)
+                        driver.execute("ROLLBACK")
+                    raise
+                driver.execute("COMMIT")
+            except sqlite3.Error as error:
                 self._drop_writer()
                 raise _meaning(self.path, error) from error
+            return result
+
+    def _writer_for(self, *, synced: bool) -> sqlite3.Connection:
+        if self._writer is None:
+            self._writer = _connect(self.path)
+            self._is_synced = True
+        if synced != self._is_synced:
+            self._writer.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+            self._is_synced = synced
+        return self._writer
 
     def _drop_writer(self) -> None:
         if self._writer is not None:
@@ -281,31 +297,26 @@ def _only_to_look(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
 
 
-def _lay_out(db: Connection, metadata: sa.MetaData) -> None:
-    metadata.create_all(db)
-    db.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
+def _lay_out(do: Transaction, metadata: sa.MetaData) -> None:
+    do.create(metadata)
+    do.run(f"PRAGMA application_id = {APPLICATION_ID}")
+    do.run(f"PRAGMA user_version = {SCHEMA}")
 
 
-def _frozen_engine(path: Path) -> Engine:
-    return sa.create_engine("sqlite://", creator=lambda: _only_to_look(path), hide_parameters=True)
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a file to read and to write. Transactions begin where they are begun, not where Python guesses."""
+    connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    connection.execute("PRAGMA secure_delete = ON")  # a URL that was forgotten leaves no bytes behind
+    return connection
 
 
-def _engine(path: Path) -> Engine:
-    url = sa.URL.create("sqlite", database=os.fspath(path))
-    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S}, hide_parameters=True)
-
-    @sa.event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # so that transactions begin where SQLAlchemy begins them, see below
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        connection.execute("PRAGMA secure_delete = ON")  # a URL that was forgotten leaves no bytes behind
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
-
+def _engine(connect: Callable[[], sqlite3.Connection]) -> Engine:
+    """Return what reads: each transaction sees the file as it was when that began."""
+    engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.pool.QueuePool, hide_parameters=True)
+    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     return engine
 
 

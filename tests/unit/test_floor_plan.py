@@ -40,12 +40,13 @@ PURE = layer(
     why="A decision takes what was seen as an argument, so it is tested without a file, a clock or a socket.",
 )
 EDGES = layer(
-    "tree probe mounts watch ledger ledger_file ledger_rows heify filing preflight log "
+    "tree probe mounts watch ledger ledger_file ledger_rows ledger_sql heify filing preflight log "
     "config config_source config_values api_key overview",
     (VALUES, PURE),
     watch="tree mounts",
     probe="mounts",
-    ledger="ledger_file ledger_rows",
+    ledger="ledger_file ledger_rows ledger_sql",
+    ledger_file="ledger_sql",
     filing="tree",
     config="config_source config_values",
     api_key="config_source config",

@@ -5,10 +5,8 @@ import sqlite3
 import threading
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from heifyd.ledger import (
     Added,
@@ -43,15 +41,19 @@ def calls(number: int) -> list[Identity]:
 
 
 class Disk:
-    """Lets SQLite find its disk full from a number of pages on (PRAGMA max_page_count), on every connection."""
+    """Lets SQLite find its disk full from a number of pages on (PRAGMA max_page_count)."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.pages = 1
-        sa.event.listen(ledger._file._engine, "checkout", self._limit)
-        ledger._file._drop_writer()
+        file = ledger._file
+        connect = file._writer_for
 
-    def _limit(self, connection: Any, *_: object) -> None:
-        connection.execute(f"PRAGMA max_page_count = {self.pages}")
+        def limited(*, synced: bool) -> sqlite3.Connection:
+            connection = connect(synced=synced)
+            connection.execute(f"PRAGMA max_page_count = {self.pages}")
+            return connection
+
+        file._writer_for = limited  # type: ignore[method-assign]
 
 
 def overwrite(path: Path, at: int, content: bytes) -> None:
@@ -71,7 +73,7 @@ def test_what_finds_no_room_waits_is_told_of_once_and_goes_on(tmp_path: Path) ->
             assert report.changed.wait(60)
             assert outcome == []
             with pytest.raises(LedgerUnwritableError):  # what may wait for later does not hang
-                ledger._file.try_to_write(lambda db: db.exec_driver_sql("CREATE TABLE large (x)"))
+                ledger._file.try_to_write(lambda do: do.run("CREATE TABLE large (x)"))
         finally:
             disk.pages = 10_000
             waiting.join()
