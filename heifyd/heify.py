@@ -12,10 +12,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -26,7 +26,7 @@ from heifyd.faults import FaultError
 from heifyd.hiding import secrets_of, without
 from heifyd.pace import Bandwidth
 from heifyd.recording import Ids, Ticket
-from heifyd.urls import must_be_safe, signed_headers, url_lifetime_s
+from heifyd.urls import must_be_safe, parsed, signed_headers, url_lifetime_s
 
 PIECE_BYTES: Final = 1024 * 1024
 """One piece of a PUT's body; httpx's own 64 KiB cost several times the CPU a byte."""
@@ -73,17 +73,17 @@ class Heify:
         self._last_key = ""
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._sockets_lock = threading.Lock()
-        self._client = httpx.Client(
-            timeout=TIMEOUT,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=2 * connections, keepalive_expiry=60.0),
-            headers={"User-Agent": "heifyd"},
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # a PUT has the headers that are signed
-            mounts={"http://": None},  # plain http is for loopback alone: no proxy of the environment sees it
-        )
+        trusted = httpx.create_ssl_context()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * connections, keepalive_expiry=60.0)
+        proxies = getproxies()
+        proxy = proxies.get("https", proxies.get("all"))
+        self._direct: httpx.BaseTransport = httpx.HTTPTransport(verify=trusted, limits=limits)
+        self._proxied = httpx.HTTPTransport(verify=trusted, limits=limits, proxy=proxy) if proxy else self._direct
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        self._direct.close()
+        self._proxied.close()
 
     def cut_off(self) -> None:
         """Cut every connection, so that a thread that is waiting for the network comes back at once with an error."""
@@ -212,15 +212,20 @@ class Heify:
     ) -> tuple[int, httpx.Headers, bytes]:
         """Make one request; return status, headers and body, of which at most `MOST_ANSWER_BYTES` are read.
 
-        `read_s` is how long an answer may be in coming, instead of `TIMEOUT`'s own.
+        `read_s` is how long an answer may be in coming, instead of `TIMEOUT`'s own. It goes to httpx's transport, past
+        its client, which follows redirects, keeps cookies and adds headers; none of that is wanted here.
         """
         read_s = read_s or TIMEOUT.read
-        timeout = httpx.Timeout(connect=TIMEOUT.connect, read=read_s, write=TIMEOUT.write, pool=TIMEOUT.pool)
+        extensions = {"timeout": {**TIMEOUT.as_dict(), "read": read_s}, "trace": self._trace}
         try:
-            with self._client.stream(
-                method, url, headers=headers, content=body, timeout=timeout, extensions={"trace": self._trace}
-            ) as response:
-                return response.status_code, response.headers, _limited(response)
+            target = parsed(url)
+            headers = {"User-Agent": "heifyd", **headers}
+            request = httpx.Request(method, target, headers=headers, content=body, extensions=extensions)
+            response = self._transport_to(target).handle_request(request)
+            try:
+                return response.status_code, response.headers, _limited(response, target.host)
+            finally:
+                response.close()
         except httpx.ConnectTimeout:
             raise FaultError(
                 faults.of_network(
@@ -236,12 +241,17 @@ class Heify:
                 detail = f"{who} took not a byte for {_untaken_s():g} s"
                 raise FaultError(faults.of_network("write_stalled", detail)) from None
             raise FaultError(faults.of_network("read_timeout", f"{who} gave no answer for {read_s:.0f} s")) from None
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # a redirect to nowhere is none of the first
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             said = self._shown(str(error) or type(error).__name__, url)
             if isinstance(error, httpx.ConnectError):
                 detail = f"no connection to {who} ({_host(url)}): {said}"
                 raise FaultError(faults.of_network(_connect_reason(error), detail)) from None
             raise FaultError(faults.of_network("connection_lost", f"the connection to {who} broke: {said}")) from None
+
+    def _transport_to(self, target: httpx.URL) -> httpx.BaseTransport:
+        """Choose between the environment's proxy and the direct way; plain http is for loopback, past any proxy."""
+        is_direct = target.scheme != "https" or self._proxied is self._direct or proxy_bypass(target.host)
+        return self._direct if is_direct else self._proxied
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         """Keep hold of every socket that httpcore opens, weakly, for `cut_off`; let none hang on a dead link.
@@ -280,18 +290,14 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
 
 
-def _limited(response: httpx.Response) -> bytes:
+def _limited(response: httpx.Response, host: str) -> bytes:
     """Read an answer, but no more of it and for no longer than any answer of Heify's needs."""
     body = bytearray()
     until_s = time.monotonic() + MOST_ANSWER_S
     for piece in response.iter_bytes():
         body += piece
         if len(body) > MOST_ANSWER_BYTES or time.monotonic() > until_s:
-            raise FaultError(
-                faults.of_network(
-                    "endless_answer", f"an answer of {_host(str(response.url))} did not end within reason"
-                )
-            )
+            raise FaultError(faults.of_network("endless_answer", f"an answer of {host} did not end within reason"))
     return bytes(body)
 
 
