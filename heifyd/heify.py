@@ -78,7 +78,9 @@ class Heify:
         proxies = getproxies()
         proxy = proxies.get("https", proxies.get("all"))
         self._direct: httpx.BaseTransport = httpx.HTTPTransport(verify=trusted, limits=limits)
-        self._proxied = httpx.HTTPTransport(verify=trusted, limits=limits, proxy=proxy) if proxy else self._direct
+        self._proxied: httpx.BaseTransport = (
+            httpx.HTTPTransport(verify=trusted, limits=limits, proxy=proxy) if proxy else self._direct
+        )
 
     def close(self) -> None:
         """Close all connections."""

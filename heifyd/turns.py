@@ -1,5 +1,6 @@
 """Whose turn it is: the next recording to carry, folders in turn, but for what is held."""
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,9 @@ from heifyd.ledger import Claim, HoldRow, Ledger
 from heifyd.log import Log
 
 _IDLE_S: Final = 300.0
+STAGGER_S: Final = 0.01
+"""A second thread helps only where the first waits for the network or the disk. Where recordings are carried faster
+than this, threads of one interpreter only stand in each other's way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +38,33 @@ class Turn:
 class Turns:
     """Hands out recordings to the upload threads, and keeps the holds: in force, in the ledger and in the log."""
 
-    def __init__(self, folders: Iterable[str], ledger: Ledger, log: Log) -> None:
+    def __init__(self, folders: Iterable[str], ledger: Ledger, log: Log, *, stagger_s: float = STAGGER_S) -> None:
+        """`stagger_s` is how long a recording is carried before another one is handed out beside it."""
+        self._stagger_s = stagger_s
         self._order = list(folders)
         self._ledger = ledger
         self._log = log
         self._holds = Holds()
         self._lock = threading.Lock()
+        self._running: dict[int, float] = {}
+        """When each recording that is being carried was taken on, by its row in the ledger."""
 
     def next(self) -> Turn | None:
         """Claim the next recording, the folder after the last one's first; None where nothing is to be done now."""
         with self._lock:
+            if self._to_stagger_s() > 0:
+                return None
             for at, folder in enumerate(self._order):
                 turn = self._of(folder)
                 if turn is not None:
+                    self._running[turn.claim.row] = turn.began_s
                     self._order = self._order[at + 1 :] + self._order[: at + 1]
                     return turn
         return None
+
+    def _to_stagger_s(self) -> float:
+        """Return for how many seconds the last recording taken on is still to be left alone."""
+        return max(self._running.values(), default=-math.inf) + self._stagger_s - time.monotonic()
 
     def _of(self, folder: str) -> Turn | None:
         now_s = time.monotonic()
@@ -68,6 +83,8 @@ class Turns:
         """Return for how many seconds there is nothing to do, unless the ledger is given something before that."""
         now_s = time.monotonic()
         with self._lock:
+            if (stagger_s := self._to_stagger_s()) > 0:
+                return stagger_s
             probe_s = self._holds.next_probe_s() - now_s
         due = self._ledger.next_due(self._order, now_s)
         due_s = _IDLE_S if due is None else due - now_s
@@ -94,6 +111,7 @@ class Turns:
     def over(self, turn: Turn) -> None:
         """Take in that the turn is over, and says no more about what is held."""
         with self._lock:
+            del self._running[turn.claim.row]
             self._holds.inconclusive(turn.folder, probe=turn.is_probe)
 
     def failed(self, turn: Turn, fault: Fault) -> float | None:

@@ -52,6 +52,7 @@ class Uploads:
         self._log = log
         self._retry_for_s = retry_for_s
         self._stopping = threading.Event()
+        self._line = threading.Lock()
         self._sender = Sender(folders, ledger, heify, pace, self._turns, log, self._stopping)
         self._abandoned = threading.Event()
 
@@ -68,18 +69,26 @@ class Uploads:
     def work(self) -> None:
         """Carry one recording after another until `stop`."""
         try:
-            wakes = self._ledger.wakes
-            while not self._stopping.is_set():
-                turn = self._turns.next()
-                if turn is None:
-                    self._ledger.wait(wakes, self._turns.patience_s())
-                else:
-                    self._carry(turn)
-                wakes = self._ledger.wakes
+            while not self._stopping.is_set() and (turn := self._turns.next() or self._awaited()) is not None:
+                self._carry(turn)
         except LedgerUnwritableError:
             if not self._stopping.is_set():
                 raise
             # What the ledger has of the recording in work is what the next start goes on from.
+
+    def _awaited(self) -> Turn | None:
+        """Wait in line for the next recording; None at the end. One at a time is woken, and lets the one behind it in.
+
+        Who comes from carrying one need not stand in line: its thread is awake already.
+        """
+        with self._line:
+            while not self._stopping.is_set():
+                wakes = self._ledger.wakes
+                turn = self._turns.next()
+                if turn is not None:
+                    return turn
+                self._ledger.wait(wakes, self._turns.patience_s())
+        return None
 
     def _carry(self, turn: Turn) -> None:
         """Carry one recording as far as it gets, and see to it that the ledger and the log know."""
