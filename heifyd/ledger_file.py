@@ -128,14 +128,11 @@ class LedgerFile:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if self._writer is None:
-                return False
-            raw: Any = self._writer.connection.driver_connection
-            raw.execute("PRAGMA synchronous = NORMAL")
+            writer, raw = self._connected(synced=False)
             raw.execute("PRAGMA busy_timeout = 0")
             try:
-                with self._writer.begin():
-                    do(self._writer)
+                with writer.begin():
+                    do(writer)
             finally:
                 raw.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
         except (sa.exc.DBAPIError, sqlite3.Error):
@@ -159,15 +156,20 @@ class LedgerFile:
         """
         with self._lock:
             try:
-                if self._writer is None:
-                    self._writer = self._engine.connect().execution_options(writes=True)
-                raw: Any = self._writer.connection.driver_connection
-                raw.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
-                with self._writer.begin():
-                    return do(self._writer)
+                writer, _ = self._connected(synced=synced)
+                with writer.begin():
+                    return do(writer)
             except (sa.exc.DBAPIError, sqlite3.Error) as error:
                 self._drop_writer()
                 raise _meaning(self.path, error) from error
+
+    def _connected(self, *, synced: bool) -> tuple[Connection, Any]:
+        """Return the connection that writes, and SQLite's own below it, set to sync or not to."""
+        if self._writer is None:
+            self._writer = self._engine.connect().execution_options(writes=True)
+        raw: Any = self._writer.connection.driver_connection
+        raw.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+        return self._writer, raw
 
     def _drop_writer(self) -> None:
         if self._writer is not None:
