@@ -123,6 +123,27 @@ class LedgerFile:
         """Do as `write` does, but wait for nothing. Raises LedgerUnwritableError, or another LedgerError."""
         return self._write(do, synced=True)
 
+    def write_at_once(self, do: Callable[[Transaction], object]) -> bool:
+        """Do as an unsynced `write` does, and tell whether that could be done without waiting for anybody or anything.
+
+        Whatever is wrong with the file, who writes what matters is told of it.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            driver = self._writer_for(synced=False)
+            driver.execute("PRAGMA busy_timeout = 0")
+            try:
+                _transact(driver, do)
+            finally:
+                driver.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
+        except sqlite3.Error:
+            self._drop_writer()
+            return False
+        finally:
+            self._lock.release()
+        return True
+
     def _read(self, do: Callable[[Connection], T]) -> T:
         try:
             with self._engine.begin() as db:
@@ -137,19 +158,10 @@ class LedgerFile:
         """
         with self._lock:
             try:
-                driver = self._writer_for(synced=synced)
-                driver.execute("BEGIN IMMEDIATE")
-                try:
-                    result = do(Transaction(driver))
-                except BaseException:
-                    if driver.in_transaction:  # a full disk has ended it already (sqlite.org/lang_transaction)
-                        driver.execute("ROLLBACK")
-                    raise
-                driver.execute("COMMIT")
+                return _transact(self._writer_for(synced=synced), do)
             except sqlite3.Error as error:
                 self._drop_writer()
                 raise _meaning(self.path, error) from error
-            return result
 
     def _writer_for(self, *, synced: bool) -> sqlite3.Connection:
         if self._writer is None:
@@ -185,6 +197,19 @@ class LedgerFile:
                 if self._is_troubled and self._report is not None:
                     self._is_troubled = False
                     self._report(None)
+
+
+def _transact(driver: sqlite3.Connection, do: Callable[[Transaction], T]) -> T:
+    """Return what `do` returns, when it is committed; what it raises undoes all of it. Raises sqlite3.Error, too."""
+    driver.execute("BEGIN IMMEDIATE")
+    try:
+        result = do(Transaction(driver))
+    except BaseException:
+        if driver.in_transaction:  # a full disk has ended it already (sqlite.org/lang_transaction)
+            driver.execute("ROLLBACK")
+        raise
+    driver.execute("COMMIT")
+    return result
 
 
 def lock(path: Path) -> int:

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from tests.harness import (
     sha256,
     status,
 )
+from tests.terminal import Terminal
 
 QUICK = "settle_seconds: 0.3\nrescan_seconds: 0.5"
 SPED_UP = {"REHEARSAL_SPEED": "30"}
@@ -262,6 +264,26 @@ def test_uploads_under_way_and_new_recordings_outlast_a_full_disk_of_the_ledger(
         assert [each.puts for each in sandbox.transcriptions()] == [1] * 10
 
 
+def test_an_upload_whose_progress_finds_no_room_in_the_ledger_goes_on_and_is_whole(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    place = make_place(tmp_path, sandbox.url, settings=f"{QUICK}\nbandwidth_limit: 1M")
+    with small_disk(tmp_path, "disk") as disk:
+        ledger_on(disk, place)
+        recordings = {"long.wav": sample(".wav") * 200}
+        (place.calls / "long.wav").write_bytes(recordings["long.wav"])
+        with running(place) as daemon:
+            eventually(lambda: status(place)["uploads"], "an upload that is noted")
+            disk.fill()
+            eventually(lambda: [each for each in sandbox.transcriptions() if each.stored], "the recording in Heify")
+            daemon.await_event("hold.started", owner="ledger")
+            assert [each["event"] for each in daemon.events("upload.started", "upload.retrying")] == ["upload.started"]
+            disk.make_room()
+            daemon.await_event("recording.done")
+            assert status(place)["uploads"] == []
+        assert_delivered(recordings, sandbox, place.calls)
+
+
 def test_a_stop_while_the_ledger_s_disk_is_full_loses_nothing_and_sends_nothing_under_a_second_id(
     place: Place, sandbox: Sandbox, tmp_path: Path
 ) -> None:
@@ -319,6 +341,27 @@ def test_status_tells_while_heifyd_runs_that_its_ledger_cannot_be_written(
             told = status(place)
             assert told["running"] is True
             assert [(hold["scope"], hold["owner"]) for hold in told["holds"]] == [("everything", "ledger")]
+
+
+def test_a_watched_status_goes_on_while_the_ledger_cannot_be_written(
+    place: Place, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path, "disk") as disk:
+        ledger_on(disk, place)
+        with running(place) as daemon:
+            watch = [sys.executable, "-m", "heifyd", "status", "--config", str(place.config), "--watch", "0.2"]
+            with Terminal(watch, columns=250) as terminal:
+                terminal.wait_for_text("heifyd is running")
+                disk.fill()
+                recordings = put(place.calls, *numbered(0, 3))
+                daemon.await_event("hold.started", owner="ledger")
+                terminal.wait_for_text("heifyd is running", "held everything", "No space left on device")
+                disk.make_room()
+                daemon.await_event("recording.done", 3)
+                terminal.wait_for(lambda: "held" not in terminal.text, "no hold any more")
+                terminal.type("\x03")
+                assert terminal.end() == 0
+        assert_delivered(recordings, sandbox, place.calls)
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
