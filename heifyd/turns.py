@@ -1,8 +1,7 @@
 """Whose turn it is: the next recording to carry, folders in turn, but for what is held."""
 
-import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +9,7 @@ from heifyd.faults import Fault, Owner
 from heifyd.holds import Hold, Holds
 from heifyd.ledger import Claim, HoldRow, Ledger
 from heifyd.log import Log
+from heifyd.pulse import Beat, PatientLock, unwatched
 
 _IDLE_S: Final = 300.0
 
@@ -34,15 +34,30 @@ class Turn:
 class Turns:
     """Hands out recordings to the upload threads, and keeps the holds: in force, in the ledger and in the log."""
 
-    def __init__(self, folders: Iterable[str], ledger: Ledger, log: Log) -> None:
+    def __init__(self, folders: Iterable[str], ledger: Ledger, log: Log, beat: Beat = unwatched) -> None:
         self._order = list(folders)
         self._ledger = ledger
         self._log = log
         self._holds = Holds()
-        self._lock = threading.Lock()
+        self._lock = PatientLock(beat)
+        self._away: Mapping[str, HoldRow] = {}
+        self._shown_away: Mapping[str, HoldRow] = self._away
+        self._held: Sequence[HoldRow] = ()
+
+    @property
+    def held(self) -> Sequence[HoldRow]:
+        """What is held, as the ledger shows it; waits for nothing."""
+        return self._held
+
+    def leave_out(self, away: Mapping[str, HoldRow]) -> None:
+        """Hand out nothing of these folders from now on; they count as held. Waits for nothing."""
+        self._away = away
+        self._ledger.wake()
 
     def next(self) -> Turn | None:
         """Claim the next recording, the folder after the last one's first; None where nothing is to be done now."""
+        if self._shown_away is not self._away:
+            self._show()
         with self._lock:
             for at, folder in enumerate(self._order):
                 turn = self._of(folder)
@@ -52,6 +67,8 @@ class Turns:
         return None
 
     def _of(self, folder: str) -> Turn | None:
+        if folder in self._away:
+            return None
         now_s = time.monotonic()
         held = self._holds.over(folder)
         admitted = self._holds.admits(folder, now_s)
@@ -69,7 +86,7 @@ class Turns:
         now_s = time.monotonic()
         with self._lock:
             probe_s = self._holds.next_probe_s() - now_s
-        due = self._ledger.next_due(self._order, now_s)
+        due = self._ledger.next_due([folder for folder in self._order if folder not in self._away], now_s)
         due_s = _IDLE_S if due is None else due - now_s
         return max(0.0, min(_IDLE_S, due_s, probe_s if probe_s > 0 else _IDLE_S))
 
@@ -123,12 +140,16 @@ class Turns:
             self._show()
 
     def _show(self) -> None:
+        self._shown_away = away = self._away
         with self._lock:
             holds = self._holds.all()
-        rows = [
-            HoldRow(h.scope, h.fault.owner, h.fault.reason, h.fault.detail, h.fault.advice, h.since_s) for h in holds
-        ]
-        self._ledger.show_holds(rows)
+        rows = [_row(hold.scope, hold.fault, hold.since_s) for hold in holds]
+        self._held = [*{(row.scope, row.owner): row for row in (*rows, *away.values())}.values()]
+        self._ledger.show_holds(self._held)
+
+
+def _row(scope: str, fault: Fault, since_s: float) -> HoldRow:
+    return HoldRow(scope, fault.owner, fault.reason, fault.detail, fault.advice, since_s)
 
 
 def _about(hold: Hold) -> dict[str, str]:

@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,16 +21,10 @@ if TYPE_CHECKING:
 def command(config_path: Path, as_json: bool) -> int:
     """Show each folder's waiting, uploading, done today and failed recordings, and what is held and why."""
     from heifyd import config, overview
-    from heifyd.ledger import Ledger, LedgerUnwritableError
 
     settings = config.load(config_path, os.environ, may_be_missing=lambda *_: True)
     folders = [os.fspath(folder.path) for folder in settings.folders]
-    try:
-        with closing(Ledger(settings.ledger, create=False)) as ledger:
-            found = overview.of(ledger, folders)
-    except LedgerUnwritableError:
-        with closing(Ledger(settings.ledger, create=False, frozen=True)) as ledger:
-            found = overview.of(ledger, folders)
+    found = overview.seen(settings.ledger, lambda ledger: overview.of(ledger, folders))
     if as_json:
         click.echo(json.dumps(overview.as_dict(found), indent=2))
     else:
