@@ -25,6 +25,7 @@ from heifyd.errors import HeifydError
 from heifyd.faults import FaultError
 from heifyd.hiding import secrets_of, without
 from heifyd.pace import Bandwidth, next_piece_bytes
+from heifyd.pulse import Beat, unwatched
 from heifyd.recording import Ids, Ticket
 from heifyd.urls import must_be_safe, parsed, signed_headers, url_lifetime_s
 
@@ -38,6 +39,12 @@ MOST_ANSWER_BYTES: Final = 1024 * 1024
 MOST_ANSWER_S: Final = 60.0
 _SLOWEST_BYTES_PER_S: Final = 10_000.0
 _LONGEST_ANSWER_S: Final = 900.0
+_LONGEST_CONNECT_S: Final = 120.0
+"""What connecting to a host of many addresses may take, each of which is given its time."""
+
+_LEAST_BYTES_PER_S: Final = 1000.0
+"""A link slower than this may be taken for a thread that hangs."""
+
 _MOST_SHOWN_CHARS: Final = 500
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 """What JSON can say and neither UTF-8 nor a ledger can hold."""
@@ -66,9 +73,16 @@ class Heify:
     """One account's client: one connection pool for all threads. The key goes to `base_url` and nowhere else."""
 
     def __init__(
-        self, base_url: str, key: Callable[[], str], *, connections: int, bandwidth: Bandwidth | None = None
+        self,
+        base_url: str,
+        key: Callable[[], str],
+        *,
+        connections: int,
+        bandwidth: Bandwidth | None = None,
+        beat: Beat = unwatched,
     ) -> None:
         """`key` is asked before each request, so that a key that was replaced is used at once."""
+        self._beat = beat
         self._bandwidth = bandwidth or Bandwidth(None)
         self._is_cut_off = threading.Event()
         self._base_url = base_url
@@ -192,15 +206,18 @@ class Heify:
     def _pieces(self, fd: int, size_bytes: int, sent: Callable[[int], None]) -> Iterator[bytes]:
         at, most_bytes = 0, FIRST_PIECE_BYTES
         while at < size_bytes:
+            self._beat(0.0)
             piece = os.pread(fd, min(self._bandwidth.piece_bytes(most_bytes), size_bytes - at), at)
             if not piece:
                 raise TruncatedError(f"it ended after {at:,} of {size_bytes:,} bytes while it was sent")
             self._bandwidth.wait(len(piece), self._is_cut_off)
+            self._beat((TIMEOUT.write or 0.0) + len(piece) / _LEAST_BYTES_PER_S)
             began_s = time.monotonic()
             yield piece
             at += len(piece)
             sent(len(piece))
             most_bytes = next_piece_bytes(most_bytes, time.monotonic() - began_s, PIECE_BYTES)
+        self._beat(_exchange_s(_answer_s(size_bytes)))
 
     def _shown(self, said: str, url: str = "") -> str:
         """Return what a server said as it may be shown and kept: without what is secret, and not longer than a line."""
@@ -222,8 +239,9 @@ class Heify:
         `read_s` is how long an answer may be in coming, instead of `TIMEOUT`'s own. It goes to httpx's transport, past
         its client, which follows redirects, keeps cookies and adds headers; none of that is wanted here.
         """
-        read_s = read_s or TIMEOUT.read
+        read_s = read_s or TIMEOUT.read or 0.0
         extensions = {"timeout": {**TIMEOUT.as_dict(), "read": read_s}, "trace": self._trace}
+        self._beat(_LONGEST_CONNECT_S + _exchange_s(read_s))
         try:
             target = parsed(url)
             headers = {"User-Agent": "heifyd", **headers}
@@ -284,6 +302,11 @@ def _answer_s(size_bytes: int) -> float:
     of what lies between. They are given the time that a slow link takes to drain them.
     """
     return min((TIMEOUT.read or 0.0) + size_bytes / _SLOWEST_BYTES_PER_S, _LONGEST_ANSWER_S)
+
+
+def _exchange_s(read_s: float) -> float:
+    """Return what an answer may take as a whole that may be `read_s` seconds in coming, and again between its parts."""
+    return 2 * read_s + MOST_ANSWER_S
 
 
 def boot_clock_s() -> float:

@@ -39,6 +39,7 @@ from heifyd.ledger_rows import (
     recordings,
 )
 from heifyd.ledger_sql import Transaction
+from heifyd.pulse import Beat, unwatched
 from heifyd.recording import Identity, Ticket
 
 __all__ = [
@@ -68,7 +69,7 @@ class Ledger:
     `not_before`, and every `now_s` that it is compared with, is a monotonic clock's, of the daemon that runs.
     """
 
-    def __init__(self, path: Path, *, create: bool = True, frozen: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = True, frozen: bool = False, beat: Beat = unwatched) -> None:
         """Open the ledger at `path`; make it where there is none, unless `create` is False. Raises LedgerError.
 
         A `frozen` one is only read, also where its disk is full or read-only.
@@ -77,10 +78,10 @@ class Ledger:
         self._work = threading.Condition()
         self._wakes = 0
         self._lock_fd = -1
-        self._file = LedgerFile(path, metadata, create=create, frozen=frozen)
+        self._file = LedgerFile(path, metadata, create=create, frozen=frozen, beat=beat)
 
     @classmethod
-    def of_daemon(cls, path: Path, report: Callable[[str | None], None]) -> Self:
+    def of_daemon(cls, path: Path, report: Callable[[str | None], None], beat: Beat = unwatched) -> Self:
         """Open the ledger as a daemon's: no other may use it until `close`; what was cut off is to be taken on again.
 
         Where the file cannot be used for a time, later on, `report` is told why, and None when that is over; the
@@ -88,7 +89,7 @@ class Ledger:
         """
         lock_fd = ledger_file.lock(path)
         try:
-            ledger = cls(path)
+            ledger = cls(path, beat=beat)
             try:
                 ledger._begin_anew(time.monotonic())
                 ledger._file.be_patient(report)
@@ -112,9 +113,9 @@ class Ledger:
 
         self._file.write(write)
 
-    def is_in_use(self) -> bool:
-        """Tell whether a daemon has this ledger locked."""
-        return ledger_file.is_in_use(self.path)
+    def beat(self, now_s: float) -> None:
+        """Leave the daemon's heartbeat of `now_s` (CLOCK_BOOTTIME). Raises OSError."""
+        ledger_file.beat(self._lock_fd, now_s)
 
     def give_up(self) -> None:
         """Let nobody wait for the file any more; who does gets LedgerUnwritableError."""
@@ -343,6 +344,12 @@ class Ledger:
             return FolderCounts(by_claim.get(False, (0,))[0], by_claim.get(True, (0,))[0], done, failed, oldest)
 
         return self._file.read(read)
+
+    def load(self) -> tuple[int, int]:
+        """Count the recordings that wait and those that are in work, of all folders; waits for nothing."""
+        query = sa.select(r.claimed, sa.func.count()).where(is_active).group_by(r.claimed)
+        number = self._file.try_to_read(lambda db: {row[0]: row[1] for row in db.execute(query)})
+        return number.get(False, 0), number.get(True, 0)
 
     def folders(self) -> list[str]:
         """Return every folder that has recordings in the ledger."""

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import sqlite3
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -17,6 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from heifyd.errors import HeifydError
 from heifyd.ledger_sql import Transaction
+from heifyd.pulse import Beat, PatientLock, unwatched
 
 T = TypeVar("T")
 
@@ -65,13 +67,16 @@ class LedgerFile:
     After `be_patient`, what cannot be read or written is tried again until it can, or until `give_up`.
     """
 
-    def __init__(self, path: Path, metadata: sa.MetaData, *, create: bool, frozen: bool = False) -> None:
+    def __init__(
+        self, path: Path, metadata: sa.MetaData, *, create: bool, frozen: bool = False, beat: Beat = unwatched
+    ) -> None:
         """Open the file, with `create` made where there is none, `frozen` on a disk that takes no byte more.
 
         Raises LedgerError.
         """
         self.path = path
-        self._lock = threading.Lock()
+        self._beat = beat
+        self._lock = PatientLock(beat)
         self._given_up = threading.Event()
         self._report: Callable[[str | None], None] | None = None
         self._trouble = threading.Lock()
@@ -119,6 +124,10 @@ class LedgerFile:
         self._trouble_is_over()
         return result
 
+    def try_to_read(self, do: Callable[[Connection], T]) -> T:
+        """Do as `read` does, but wait for nothing. Raises LedgerUnwritableError, or another LedgerError."""
+        return self._read(do)
+
     def try_to_write(self, do: Callable[[Transaction], T]) -> T:
         """Do as `write` does, but wait for nothing. Raises LedgerUnwritableError, or another LedgerError."""
         return self._write(do, synced=True)
@@ -128,7 +137,7 @@ class LedgerFile:
 
         Whatever is wrong with the file, who writes what matters is told of it.
         """
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire_at_once():
             return False
         try:
             driver = self._writer_for(synced=False)
@@ -179,6 +188,7 @@ class LedgerFile:
 
     def _patiently(self, do: Callable[[], T]) -> T:
         while True:
+            self._beat(_AGAIN_S)
             try:
                 return do()
             except LedgerUnwritableError as error:
@@ -230,15 +240,46 @@ def lock(path: Path) -> int:
     return fd
 
 
+# A daemon's heartbeat is a lock, too, of one byte of its lock file: that of the second in which it was last well. So it
+# takes no disk, which may be full, read-only or asleep, and ends with the daemon.
+
+_LOCKED_BYTES: Final = struct.Struct("hhqqi0q")
+"""struct flock of fcntl(2): type, whence, start, length, process."""
+
+
+def beat(lock_fd: int, now_s: float) -> None:
+    """Leave the heartbeat of `now_s` (seconds, CLOCK_BOOTTIME), instead of earlier ones. Raises OSError."""
+    second = int(now_s)
+    for what, start, length in ((fcntl.F_WRLCK, second, 1), (fcntl.F_UNLCK, 0, second)):
+        if length:
+            fcntl.fcntl(lock_fd, fcntl.F_OFD_SETLK, _LOCKED_BYTES.pack(what, os.SEEK_SET, start, length, 0))
+
+
+def last_beat_s(path: Path) -> int | None:
+    """Return the second of the daemon's heartbeat (CLOCK_BOOTTIME), None where there is none. Raises LedgerError."""
+    asked = _LOCKED_BYTES.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    answer = _of_lock_file(path, lambda fd: fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+    found, _, start, _, _ = _LOCKED_BYTES.unpack(answer or asked)
+    return start if answer and found != fcntl.F_UNLCK else None
+
+
 def is_in_use(path: Path) -> bool:
-    """Tell whether a daemon has the ledger at `path` locked."""
-    with suppress(FileNotFoundError):
+    """Tell whether a daemon has the ledger at `path` locked. Raises LedgerError."""
+    return bool(_of_lock_file(path, _is_locked))
+
+
+def _of_lock_file(path: Path, ask: Callable[[int], T]) -> T | None:
+    """Return what `ask` finds out of a ledger's lock file, None where there is none."""
+    try:
         fd = os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return _is_locked(fd)
-        finally:
-            os.close(fd)
-    return False
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _meaning(path, error) from None
+    try:
+        return ask(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_locked(fd: int) -> bool:

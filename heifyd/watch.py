@@ -151,6 +151,13 @@ class Observing:
         self._observer = _Observer()
         self._observer.start()
 
+    def has_ended(self) -> bool:
+        """Tell whether the observer's thread has ended by itself.
+
+        One that only falls behind, as while a large tree is being watched, loses nothing: the scan is the truth.
+        """
+        return self._observer is not None and not self._observer.is_alive()
+
     def stop(self) -> None:
         """Stop the observer and wait for its threads."""
         if self._observer is not None:

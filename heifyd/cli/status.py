@@ -2,7 +2,6 @@
 
 import json
 import os
-from contextlib import closing
 from pathlib import Path
 
 import click
@@ -29,17 +28,11 @@ def command(config_path: Path, as_json: bool, every_s: float | None) -> int:
     from heifyd import config, overview
     from heifyd.cli import watching
     from heifyd.cli.board import Board
-    from heifyd.ledger import Ledger, LedgerUnwritableError
 
     def look() -> overview.Overview:
         settings = config.load(config_path, os.environ, may_be_missing=lambda *_: True)
         folders = [os.fspath(folder.path) for folder in settings.folders]
-        try:
-            with closing(Ledger(settings.ledger, create=False)) as ledger:
-                return overview.of(ledger, folders)
-        except LedgerUnwritableError:
-            with closing(Ledger(settings.ledger, create=False, frozen=True)) as ledger:
-                return overview.of(ledger, folders)
+        return overview.seen(settings.ledger, lambda ledger: overview.of(ledger, folders))
 
     if every_s is not None:
         config.load(config_path, os.environ, may_be_missing=lambda *_: True)

@@ -329,7 +329,7 @@ def test_a_ledger_s_file_system_that_breaks_down_holds_everything_and_the_next_s
 
 
 @pytest.mark.parametrize("fault", ["full", "broken-down"])
-def test_status_tells_while_heifyd_runs_that_its_ledger_cannot_be_written(
+def test_status_tells_while_heifyd_runs_that_its_ledger_cannot_be_written_and_that_it_lives(
     place: Place, tmp_path: Path, fault: str
 ) -> None:
     with small_disk(tmp_path, "disk", options="loop,errors=remount-ro") as disk:
@@ -339,7 +339,7 @@ def test_status_tells_while_heifyd_runs_that_its_ledger_cannot_be_written(
             put(place.calls, *numbered(0, 3))
             daemon.await_event("hold.started", owner="ledger")
             told = status(place)
-            assert told["running"] is True
+            assert (told["running"], told["alive"]) == (True, True)
             assert [(hold["scope"], hold["owner"]) for hold in told["holds"]] == [("everything", "ledger")]
 
 

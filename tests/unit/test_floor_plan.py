@@ -32,11 +32,12 @@ def layer(modules: str, below: tuple[Layer, ...] = (), *, why: str, **also: str)
 
 VALUES = layer("errors recording", why="Values know nothing of what is done with them.")
 PURE = layer(
-    "faults hiding holds names settle pace globs answers urls",
+    "faults hiding holds names settle pace pulse globs answers urls",
     (VALUES,),
     holds="faults",
     settle="faults",
     urls="faults",
+    pace="pulse",
     why="A decision takes what was seen as an argument, so it is tested without a file, a clock or a socket.",
 )
 EDGES = layer(
@@ -48,9 +49,9 @@ EDGES = layer(
     ledger="ledger_file ledger_rows ledger_sql",
     ledger_file="ledger_sql",
     filing="tree",
-    config="config_source config_values",
+    config="config_source config_values mounts",
     api_key="config_source config",
-    overview="ledger",
+    overview="ledger ledger_file mounts",
     why="An edge does one kind of I/O; joined to another edge it could not be replaced or tested alone.",
 )
 JOURNEYS = layer(
