@@ -70,8 +70,8 @@ class Names:
 
     def _is_in_reach(self, path: str) -> bool:
         """Tell whether a scan would come to this path: events speak of excluded sub-folders too."""
-        parents = [os.fspath(parent) for parent in Path(path).parents]
-        return all(self.is_entered(parent) for parent in parents if parent != ".")
+        parents = path.split("/")[:-1]
+        return all(self.is_entered("/".join(parents[:depth])) for depth in range(1, len(parents) + 1))
 
     def marker_of(self, path: str) -> str | None:
         """Return the path of a recording's ready marker, or None where the folder asks for none."""

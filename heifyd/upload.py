@@ -1,5 +1,6 @@
 """The second journey: from the ledger through the upload to its place in `done/` or `failed/`."""
 
+import math
 import random
 import threading
 import time
@@ -16,7 +17,7 @@ from heifyd.heify import Heify
 from heifyd.ledger import Claim, HoldRow, Ledger, LedgerUnwritableError, State
 from heifyd.log import Log
 from heifyd.pace import Pace
-from heifyd.pulse import Beat, PatientLock
+from heifyd.pulse import Beat
 from heifyd.sending import Sender, SendFolder, Sent, StoppingError, about_file, about_ticket
 from heifyd.turns import Turn, Turns
 
@@ -57,7 +58,7 @@ class Uploads:
         self._log = log
         self._retry_for_s = retry_for_s
         self._stopping = threading.Event()
-        self._line = PatientLock(beat)
+        self._line = threading.Lock()
         self._sender = Sender(folders, ledger, heify, pace, self._turns, log, self._stopping)
         self._abandoned = threading.Event()
 
@@ -96,6 +97,7 @@ class Uploads:
 
         Who comes from carrying one need not stand in line: its thread is awake already.
         """
+        self._beat(math.inf)
         with self._line:
             while not self._stopping.is_set():
                 wakes = self._ledger.wakes

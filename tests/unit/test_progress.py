@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from heifyd import overview
 from heifyd.ledger import Claim, Ledger, LedgerUnwritableError, State, UploadRow
@@ -44,6 +42,12 @@ def upload_begun(ledger: Ledger, path: str = "call.wav", size_bytes: int = 1000)
     return claim
 
 
+def writer_of(ledger: Ledger) -> sqlite3.Connection:
+    writer = ledger._file._writer
+    assert writer is not None
+    return writer
+
+
 def seen(ledger: Ledger) -> list[tuple[str, int, int]]:
     """Return what another process sees."""
     with closing(Ledger(ledger.path, create=False)) as other:
@@ -54,7 +58,7 @@ def test_what_takes_less_than_a_second_is_not_written_down(ledger: Ledger) -> No
     clock = Clock()
     written: list[str] = []
     progress = Progress(ledger, upload_begun(ledger), clock)
-    sa.event.listen(ledger._file._engine, "before_cursor_execute", lambda *args: written.append(args[2]))
+    writer_of(ledger).set_trace_callback(written.append)
 
     progress.begin()
     for _ in range(99):
@@ -144,25 +148,20 @@ def test_what_a_killed_daemon_was_sending_is_not_shown_nor_is_it_after_the_next_
 
 def test_a_ledger_that_another_process_has_locked_is_not_waited_for(ledger: Ledger) -> None:
     claim = upload_begun(ledger)
-    waited: list[object] = []
+    done: list[str] = []
+    writer_of(ledger).set_trace_callback(done.append)
     with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        sa.event.listen(ledger._file._engine, "handle_error", lambda context: waited.append(_busy_timeout(context)))
         assert not ledger.note_progress(claim, 500, NOW)
         other.execute("ROLLBACK")
 
-    assert waited == [0]
+    assert done[-3:] == ["PRAGMA busy_timeout = 0", "BEGIN IMMEDIATE", "PRAGMA busy_timeout = 30000"]
     ledger.put_back(claim, 0.0, attempts=1)
     assert _timeout_of(ledger) == 30_000, "what matters is waited for as before"
 
 
-def _busy_timeout(context: Any) -> object:
-    return context.connection.connection.driver_connection.execute("PRAGMA busy_timeout").fetchone()[0]
-
-
 def _timeout_of(ledger: Ledger) -> int:
-    writer: Any = ledger._file._writer
-    timeout_ms: int = writer.connection.driver_connection.execute("PRAGMA busy_timeout").fetchone()[0]
+    timeout_ms: int = writer_of(ledger).execute("PRAGMA busy_timeout").fetchone()[0]
     return timeout_ms
 
 
@@ -193,13 +192,14 @@ def test_a_thread_that_writes_something_that_matters_is_not_waited_for(ledger: L
 
 def test_a_ledger_that_takes_nothing_fails_no_upload_and_is_not_waited_for(ledger: Ledger) -> None:
     claim, clock = upload_begun(ledger), Clock()
-    takes_nothing = [True]
+    connect, takes_nothing = ledger._file._writer_for, True
 
-    def limit(connection: Any, *_: object) -> None:
-        connection.execute(f"PRAGMA query_only = {int(takes_nothing[0])}")  # then SQLite answers SQLITE_READONLY
+    def limited(*, synced: bool) -> sqlite3.Connection:
+        connection = connect(synced=synced)
+        connection.execute(f"PRAGMA query_only = {int(takes_nothing)}")  # then SQLite answers SQLITE_READONLY
+        return connection
 
-    sa.event.listen(ledger._file._engine, "checkout", limit)
-    ledger._file._drop_writer()
+    ledger._file._writer_for = limited  # type: ignore[method-assign]
     with pytest.raises(LedgerUnwritableError):
         ledger.prune(NOW)
     progress = Progress(ledger, claim, clock)
@@ -210,7 +210,7 @@ def test_a_ledger_that_takes_nothing_fails_no_upload_and_is_not_waited_for(ledge
         progress.sent(100)
 
     assert ledger.uploads() == []
-    takes_nothing[0] = False
+    takes_nothing = False
     ledger.put_back(claim, 0.0, attempts=1)
     assert ledger.claim(FOLDER, NOW) is not None
     clock.now_s += 2
