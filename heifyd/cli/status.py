@@ -36,7 +36,7 @@ from heifyd.cli.explained import CONFIG_FILE, Explained
     "every_s",
     is_flag=False,
     flag_value=2.0,
-    type=click.FloatRange(min=0.1),
+    type=click.FloatRange(0.1, 86400.0),
     metavar="[SECONDS]",
     help="Show it again and again, every 2 seconds or as many as are given, until Ctrl-C.",
 )
