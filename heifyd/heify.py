@@ -190,10 +190,9 @@ class Heify:
     def _pieces(self, fd: int, size_bytes: int, sent: Callable[[int], None]) -> Iterator[bytes]:
         at, most_bytes = 0, FIRST_PIECE_BYTES
         while at < size_bytes:
-            piece = os.pread(fd, min(self._bandwidth.piece_bytes(most_bytes), size_bytes - at), at)
+            piece = os.pread(fd, self._bandwidth.take(min(most_bytes, size_bytes - at), self._is_cut_off), at)
             if not piece:
                 raise TruncatedError(f"it ended after {at:,} of {size_bytes:,} bytes while it was sent")
-            self._bandwidth.wait(len(piece), self._is_cut_off)
             began_s = time.monotonic()
             yield piece
             at += len(piece)
