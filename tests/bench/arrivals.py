@@ -1,6 +1,6 @@
 """When bytes arrived, and what that says of a limit: how exactly it was kept, and how smoothly."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -48,6 +48,10 @@ class Arrivals:
             most = max(most, total)
         return most
 
-    @property
-    def longest_pause_s(self) -> float:
-        return max((after - before for before, after in pairwise(self.at_s)), default=0.0)
+    def longest_pause_s(self, stalls: Iterable[tuple[float, float]] = ()) -> float:
+        """Return the longest time between two arrivals, in which `stalls`, each from when to when, do not count."""
+        longest = 0.0
+        for before, after in pairwise(self.at_s):
+            stood_s = sum(max(0.0, min(after, end) - max(before, begin)) for begin, end in stalls)
+            longest = max(longest, after - before - stood_s)
+        return longest

@@ -9,6 +9,7 @@ from tests.bench import recordings
 from tests.bench.arrivals import Arrivals
 from tests.bench.bench import Bench
 from tests.bench.listener import Listener
+from tests.bench.measure import Stalls
 from tests.bench.report import BenchError, Figure, Result
 
 _M: Final = 1024 * 1024
@@ -25,22 +26,28 @@ _START_S: Final = 3.0
 
 def run(bench: Bench) -> Sequence[Result]:
     figures: list[Figure] = []
-    for limit in (2, 20):
-        lasts_s = bench.much(24.0, 13.0)
-        bench.say(f"bandwidth: {lasts_s:g} s at {limit} MiB/s")
-        arrivals = _uploaded(bench, f"{limit}M", limit * _M * lasts_s)
-        figures += _figures(f"{limit} MiB/s, {_WORKERS} workers", arrivals, limit * _M)
-    figures += _switch(bench)
+    with Stalls() as stalls:
+        for limit in (2, 20):
+            lasts_s = bench.much(24.0, 13.0)
+            bench.say(f"bandwidth: {lasts_s:g} s at {limit} MiB/s")
+            arrivals = _uploaded(bench, f"{limit}M", limit * _M * lasts_s)
+            figures += _figures(f"{limit} MiB/s, {_WORKERS} workers", arrivals, limit * _M, stalls)
+        figures += _switch(bench, stalls)
+    stood = [end - begin for begin, end in stalls.noted]
     about_times = (
         f"the other end reads as fast as it can, with {_BUFFER_BYTES // 1024} KiB of the kernel's buffer a connection, "
         "and notes when it has read; after a switch it counts from 100 ms on"
     )
     about_units = "100 ms worth is what the limit lets through in 100 ms; a pause is the time between two arrivals"
-    notes = [about_times, about_units]
+    about_stalls = (
+        f"the machine stood still {len(stood)} times, for {max(stood, default=0.0) * 1000:.0f} ms at most "
+        "(a thread that only sleeps was woken late); that is taken out of a pause"
+    )
+    notes = [about_times, about_units, about_stalls]
     return [Result("bandwidth", figures, notes)]
 
 
-def _switch(bench: Bench) -> list[Figure]:
+def _switch(bench: Bench, stalls: Stalls) -> list[Figure]:
     """Measure before and after a time of the timetable at which the limit falls to a tenth."""
     now = datetime.now().astimezone()
     switch = now.replace(second=0, microsecond=0) + timedelta(minutes=1)
@@ -54,8 +61,8 @@ def _switch(bench: Bench) -> list[Figure]:
     timetable = " ".join(sorted((f"{now:%H:%M},20M", f"{switch:%H:%M},2M")))  # in the order of the day
     arrivals = _uploaded(bench, timetable, 20 * _M * before_s + 2 * _M * _AFTER_S)
     before, after = arrivals.between(0, switch_s), arrivals.between(switch_s + _MOMENT_S, float("inf"))
-    figures = _figures(f"20 MiB/s until {switch:%H:%M}", before, 20 * _M)
-    return figures + _figures(f"2 MiB/s from {switch:%H:%M} on", after, 2 * _M)
+    figures = _figures(f"20 MiB/s until {switch:%H:%M}", before, 20 * _M, stalls)
+    return figures + _figures(f"2 MiB/s from {switch:%H:%M} on", after, 2 * _M, stalls)
 
 
 def _uploaded(bench: Bench, limit: str, size_bytes: float) -> Arrivals:
@@ -73,12 +80,12 @@ def _uploaded(bench: Bench, limit: str, size_bytes: float) -> Arrivals:
     return Arrivals.of(noted)
 
 
-def _figures(what: str, arrivals: Arrivals, bytes_per_s: float) -> list[Figure]:
+def _figures(what: str, arrivals: Arrivals, bytes_per_s: float, stalls: Stalls) -> list[Figure]:
     rates = [rate / bytes_per_s for rate in arrivals.rates(_WINDOW_S)]
     if not rates:
         raise BenchError(f"{what}: it lasted but {arrivals.lasted_s:.1f} s")
     most = arrivals.most_bytes(_MOMENT_S) / (bytes_per_s * _MOMENT_S)
-    pause_s = arrivals.longest_pause_s
+    pause_s = arrivals.longest_pause_s(stalls.noted)
     least, greatest = min(rates), max(rates)
     return [
         Figure(
