@@ -84,7 +84,7 @@ class Daemon:
         self._ledger = _open_ledger(settings.ledger, partial(Ledger.of_daemon, report=report, beat=beat), log)
         self.beat()
         self._observing = Observing()
-        bandwidth = Bandwidth(settings.bandwidth_limit, beat=beat)
+        bandwidth = Bandwidth(settings.bandwidth_limit)
         self._heify = Heify(settings.api.base_url, key, connections=settings.workers, bandwidth=bandwidth, beat=beat)
         limit = settings.api.rate_limit
         bucket = TokenBucket.full(limit.per_minute, limit.burst, time.monotonic()) if limit else None

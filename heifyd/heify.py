@@ -207,10 +207,9 @@ class Heify:
         at, most_bytes = 0, FIRST_PIECE_BYTES
         while at < size_bytes:
             self._beat(0.0)
-            piece = os.pread(fd, min(self._bandwidth.piece_bytes(most_bytes), size_bytes - at), at)
+            piece = os.pread(fd, self._bandwidth.take(min(most_bytes, size_bytes - at), self._is_cut_off), at)
             if not piece:
                 raise TruncatedError(f"it ended after {at:,} of {size_bytes:,} bytes while it was sent")
-            self._bandwidth.wait(len(piece), self._is_cut_off)
             self._beat((TIMEOUT.write or 0.0) + len(piece) / _LEAST_BYTES_PER_S)
             began_s = time.monotonic()
             yield piece

@@ -13,6 +13,8 @@ _SLOWEST: Final = 1 / 16
 _RECOVERY_S: Final = 60.0
 _LONGEST_PAUSE_S: Final = 60.0
 _MOMENT_S: Final = 0.02
+_AHEAD_S: Final = 0.06
+_CATCH_UP_S: Final = 0.05
 _QUICK_S: Final = 0.1
 _SLOW_S: Final = 0.5
 _LEAST_PIECE_BYTES: Final = 64 * 1024
@@ -111,15 +113,22 @@ class Timetable:
 
 @dataclass(slots=True)
 class ByteBucket:
-    """Bytes that may go, one after another, at a rate; none are saved up. Pure: times are monotonic seconds."""
+    """Bytes that may go, one piece after another, at a rate. Pure: times are monotonic seconds.
+
+    Whoever comes late, as even the best of clocks wakes a thread, may catch up on a moment; more is not saved up.
+    """
 
     free_at_s: float = 0.0
 
-    def take(self, size_bytes: int, bytes_per_s: float, now_s: float) -> float:
+    def early_s(self, now_s: float) -> float:
+        """Return for how many seconds it is too early to book: what is booked, a new limit does not change."""
+        return max(0.0, self.free_at_s - _AHEAD_S - now_s)
+
+    def book(self, size_bytes: int, bytes_per_s: float, now_s: float) -> float:
         """Book `size_bytes` and return for how many seconds to wait before sending them."""
-        begins_s = max(self.free_at_s, now_s)
+        begins_s = max(self.free_at_s, now_s - _CATCH_UP_S)
         self.free_at_s = begins_s + size_bytes / bytes_per_s
-        return begins_s - now_s
+        return max(0.0, begins_s - now_s)
 
 
 class Bandwidth:
@@ -130,29 +139,36 @@ class Bandwidth:
         timetable: Timetable | None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], datetime] = datetime.now,
-        beat: Beat = unwatched,
     ) -> None:
         """`wall` tells the local time."""
-        self._beat = beat
         self._timetable = timetable
         self._clock = clock
         self._wall = wall
         self._bucket = ByteBucket()
-        self._lock = threading.Lock()
+        self._turn = threading.Lock()
 
-    def piece_bytes(self, most_bytes: int) -> int:
-        """Return how many bytes to send in one go: under a limit, what goes in a moment, so that it goes smoothly."""
-        rate = self._rate()
-        return most_bytes if rate is None else max(1, min(most_bytes, int(rate * _MOMENT_S)))
+    def take(self, most_bytes: int, stopping: threading.Event) -> int:
+        """Wait until bytes may be sent, or until `stopping`, and return how many: under a limit what goes in a moment.
 
-    def wait(self, size_bytes: int, stopping: threading.Event) -> None:
-        """Wait until `size_bytes` may be sent, or until `stopping`."""
-        rate = self._rate()
-        if rate is not None:
-            with self._lock:
-                wait_s = self._bucket.take(size_bytes, rate, self._clock())
-            self._beat(wait_s)
+        A few threads wait with a piece that is booked, so that one that is woken late holds up no other; the rest wait
+        to book one.
+        """
+        if self._rate() is None:
+            return most_bytes
+        with self._turn:
+            if early_s := self._bucket.early_s(self._clock()):
+                stopping.wait(early_s)
+            size_bytes, wait_s = self._book(most_bytes)
+        if wait_s:
             stopping.wait(wait_s)
+        return size_bytes
+
+    def _book(self, most_bytes: int) -> tuple[int, float]:
+        rate = self._rate()
+        if rate is None:
+            return most_bytes, 0.0
+        size_bytes = max(1, min(most_bytes, int(rate * _MOMENT_S)))
+        return size_bytes, self._bucket.book(size_bytes, rate, self._clock())
 
     def _rate(self) -> float | None:
         if self._timetable is None:

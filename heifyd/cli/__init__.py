@@ -11,15 +11,32 @@ from typing import Any, Final
 import click
 
 from heifyd import __version__
+from heifyd.cli.explained import CONFIG_FILE, ENVIRONMENT, write_environment, write_exits
 from heifyd.errors import HeifydError
 from heifyd.service import Exit
 
-_COMMANDS: Final = ("run", "check", "status", "health", "retry", "upload", "schema", "sandbox", "demo")
+_DAILY: Final = ("run", "check", "status", "health", "retry", "upload")
+_BESIDES: Final = ("schema", "completion", "sandbox", "demo")
+_COMMANDS: Final = (*_DAILY, *_BESIDES)
 
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         return list(_COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List what the daemon's work takes, and apart from it what helps to set it up and to try it out."""
+        for title, names in (("Commands", _DAILY), ("To set it up and to try it out", _BESIDES)):
+            commands = [(name, self.get_command(ctx, name)) for name in names]
+            with formatter.section(title):
+                formatter.write_dl([(name, each.get_short_help_str(60)) for name, each in commands if each])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (click's)
+        """Tell what is the same for all commands."""
+        write_exits(formatter, dict.fromkeys((0, 1, 2, 70, 75, 78)))
+        write_environment(formatter, list(ENVIRONMENT))
+        formatter.write_paragraph()
+        formatter.write_text("`heifyd COMMAND --help` tells all of a command, with examples.")
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 (click's signature)
         if cmd_name not in _COMMANDS:
@@ -35,7 +52,7 @@ def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
         "--config",
         "config_path",
         type=click.Path(dir_okay=False, path_type=Path),
-        default=Path("/etc/heifyd/config.yaml"),
+        default=Path(CONFIG_FILE),
         envvar="HEIFYD_CONFIG",
         show_default=True,
         show_envvar=True,
@@ -46,7 +63,10 @@ def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="heifyd")
 def group() -> None:
-    """Watch a call recorder's folders and upload each finished recording to Heify, exactly once."""
+    """Watch a call recorder's folders and upload each finished recording to Heify, exactly once.
+
+    The configuration says which folders; `heifyd check` says whether all is in order, `heifyd run` does the work.
+    """
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import click
 
 from heifyd.cli import config_option
+from heifyd.cli.explained import CONFIG_FILE, Explained
 
 if TYPE_CHECKING:
     from heifyd.config import Config, Folder, Rule
@@ -26,14 +27,25 @@ class Finding:
     text: str
 
 
-@click.command("check", short_help="Check configuration, permissions, and how each folder is watched.")
+@click.command(
+    "check",
+    cls=Explained,
+    short_help="Check the configuration, the permissions, the watching.",
+    exits={0: "nothing is wrong; there may be warnings", 1: "something is wrong", 2: None, 78: None},
+    environment=("HEIFYD_CONFIG", "HEIFY_API_KEY", "HTTPS_PROXY, NO_PROXY", "SSL_CERT_FILE", "NO_COLOR"),
+    files={CONFIG_FILE: "the configuration, where none is named"},
+    examples={
+        "sudo -u heifyd heifyd check": "as the daemon's user, whose permissions count",
+        "heifyd check --online": "also whether the key works and Heify knows every id",
+    },
+)
 @config_option
 @click.option("--online", is_flag=True, help="Also ask Heify whether the key works and every id is known.")
 def command(config_path: Path, online: bool) -> int:
     """Check the configuration, the folders' permissions, and how each folder would be watched.
 
-    Run it as the daemon's user. It ends with 0 where nothing is wrong, 1 where something is, 78 where the configuration
-    is not valid.
+    It tries what the daemon will do: to read each folder, and to move a file of its own to done/ and failed/. Nothing
+    is left behind.
     """
     from rich.console import Console
 

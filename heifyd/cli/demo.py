@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from heifyd.cli.explained import Explained
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -132,15 +134,25 @@ AFTER: Final = (
 )
 
 
-@click.command("demo", short_help="Show the whole job on this machine.")
+@click.command(
+    "demo",
+    cls=Explained,
+    short_help="Show the whole job on this machine.",
+    exits={0: "each recording ended where it should", 1: "one did not", 2: None},
+    environment=("NO_COLOR",),
+    examples={
+        "heifyd demo": "about ten seconds; nothing is left",
+        "heifyd demo --keep ./demo": "keep the folder, the ledger and the configuration, to look at",
+    },
+)
 @click.option(
     "--keep", type=click.Path(file_okay=False, path_type=Path), help="Do it in this directory, and leave all there."
 )
 def command(keep: Path | None) -> int:
     """Show the whole job on this machine: a sandbox, the daemon, and recordings of several kinds.
 
-    Ends with 0 only when each recording is where it should be: in the sandbox byte for byte, once, under the right ids,
-    and in done/ or, the one that must fail, in failed/.
+    It takes no account and no configuration. Each recording must end where it should: in the sandbox byte for byte,
+    once, under the right ids, and in done/ or, the one that must fail, in failed/.
     """
     from rich.console import Console
 

@@ -8,17 +8,30 @@ from pathlib import Path
 import click
 
 from heifyd.cli import config_option
+from heifyd.cli.explained import CONFIG_FILE, Explained
 
 
-@click.command("health", short_help="Tell whether the daemon is alive, and what is held.")
+@click.command(
+    "health",
+    cls=Explained,
+    short_help="Tell whether the daemon is alive, and what is held.",
+    exits={
+        0: "it runs and all of its threads get on, also where something is held: starting it again would not help",
+        1: "it does not run, or hangs",
+        2: None,
+        78: None,
+    },
+    environment=["HEIFYD_CONFIG", "STATE_DIRECTORY", "XDG_STATE_HOME"],
+    files={CONFIG_FILE: "the configuration"},
+    examples={
+        "heifyd health": "in one line, and one more for each thing that is held",
+        "heifyd health --json | jq -r .state": "well, held, hanging or not running, for a monitor",
+    },
+)
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(config_path: Path, as_json: bool) -> int:
-    """Tell whether the daemon runs and all of its threads get on, and what is held and why.
-
-    It ends with 0 where it does, also where something is held: starting it again would not help. It ends with 1 where
-    it does not run or hangs.
-    """
+    """Tell whether the daemon runs and all of its threads get on, and what is held and why."""
     from heifyd import config, overview
     from heifyd.cli.status import printable
 

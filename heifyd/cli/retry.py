@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from heifyd.cli import config_option
+from heifyd.cli.explained import CONFIG_FILE, Explained
 from heifyd.cli.status import printable
 
 if TYPE_CHECKING:
@@ -19,7 +20,22 @@ if TYPE_CHECKING:
     from heifyd.recording import Identity
 
 
-@click.command("retry", short_help="Move failed recordings back, to be uploaded again.")
+@click.command(
+    "retry",
+    cls=Explained,
+    short_help="Move failed recordings back, to be uploaded again.",
+    exits={0: "each is back in its folder", 1: "one at least is not; the message says why", 2: None, 78: None},
+    environment=("HEIFYD_CONFIG", "STATE_DIRECTORY", "XDG_STATE_HOME"),
+    files={
+        CONFIG_FILE: "the configuration, where none is named",
+        "failed/NAME.error.json": "why a recording failed; it goes when the recording is brought back",
+    },
+    examples={
+        "heifyd retry /srv/calls/failed/call.wav": "one that was mended, or whose reason is gone",
+        "heifyd retry --folder /srv/calls": "all that failed in one folder",
+        "heifyd retry --all": "all that failed anywhere",
+    },
+)
 @config_option
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
@@ -30,7 +46,8 @@ def command(config_path: Path, files: tuple[Path, ...], folders: tuple[Path, ...
     """Move failed recordings back to where they were, to be uploaded again.
 
     FILES are named as they lie in failed/ (also under a name they were given since) or as they were called in their
-    folder. The daemon takes them from there; one that is not running takes them when it starts.
+    folder. The daemon takes them from there; one that is not running takes them when it starts. Where each lies now is
+    printed, a line for each.
     """
     from heifyd import config
     from heifyd.ledger import Ledger

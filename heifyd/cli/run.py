@@ -7,9 +7,35 @@ from pathlib import Path
 import click
 
 from heifyd.cli import config_option
+from heifyd.cli.explained import CONFIG_FILE, Explained
 
 
-@click.command("run", short_help="Run the daemon.")
+@click.command(
+    "run",
+    cls=Explained,
+    short_help="Run the daemon.",
+    exits={
+        0: "it was told to stop, and has stopped",
+        2: None,
+        70: "a thread died or hung; the service manager should start it again",
+        75: None,
+        78: None,
+    },
+    environment=(
+        *("HEIFYD_CONFIG", "HEIFY_API_KEY", "HTTPS_PROXY, NO_PROXY", "SSL_CERT_FILE"),
+        *("STATE_DIRECTORY", "XDG_STATE_HOME", "TZ"),
+    ),
+    files={
+        CONFIG_FILE: "the configuration; `heifyd schema` describes it",
+        "/var/lib/heifyd/ledger.sqlite": "the ledger, if the configuration names no other: what waits, and what was",
+        "done/, failed/": "in each watched folder: where its recordings go, and beside a failed one the reason",
+    },
+    examples={
+        "heifyd run --config ./config.yaml": "run it by hand and read the log; Ctrl-C stops it",
+        "kill -HUP PID, systemctl reload heifyd": "read the configuration again; a wrong one changes nothing",
+        "kill -USR1 PID": "scan all folders now",
+    },
+)
 @config_option
 @click.option(
     "--log",
@@ -20,10 +46,10 @@ from heifyd.cli import config_option
     help="How the log is written to standard output; auto: text on a terminal, else JSON.",
 )
 def command(config_path: Path, log_format: str) -> int:
-    """Watch the folders of the configuration until SIGTERM.
+    """Watch the folders of the configuration, and upload what is finished, until SIGTERM or Ctrl-C.
 
-    SIGHUP reads the configuration again, SIGUSR1 scans all folders now. Exit codes: 0 stopped, 70 internal error, 75
-    another heifyd uses the ledger, 78 the configuration is not valid.
+    Running uploads are given shutdown_grace to end; what is left of them then, the next start goes on with. It stays in
+    the foreground; a service manager starts it.
     """
     from heifyd import lifecycle, log
 

@@ -7,12 +7,31 @@ from typing import TYPE_CHECKING
 
 import click
 
+from heifyd.cli.explained import Explained
+
 if TYPE_CHECKING:
     from heifyd.sandbox import Edition
 
 
-@click.command("sandbox", short_help="Run a local Heify to rehearse against.")
-@click.option("--port", default=8800, show_default=True, help="Where to listen; 0 takes a free port.")
+@click.command(
+    "sandbox",
+    cls=Explained,
+    short_help="Run a local Heify to rehearse against.",
+    exits={0: "ended by Ctrl-C or SIGTERM", 1: "it cannot listen there, or a SPEC is none", 2: None},
+    examples={
+        "heifyd sandbox --data ./heify": "keep what is uploaded; then api.base_url: http://127.0.0.1:8800",
+        "heifyd sandbox --fail '402 for 30s' --fail 'put reset x3'": "out of minutes at first, then a bad line",
+        'curl -d \'{"spec": "503 x5"}\' http://127.0.0.1:8800/_sandbox/faults': "fail while it runs",
+    },
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8800,
+    show_default=True,
+    metavar="PORT",
+    help="Where to listen; 0 takes a free port.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--data", type=click.Path(file_okay=False, path_type=Path), help="Keep uploads here; otherwise they go at the end."
@@ -45,9 +64,14 @@ def command(
 ) -> int:
     """Run a local Heify until Ctrl-C: its API, its storage, its limits and its errors.
 
-    Point `api.base_url` at it. POST a SPEC to /_sandbox/faults as {"spec": "..."} to make it fail while it runs; GET
-    /_sandbox/transcriptions shows what it has.
-    """
+    Point `api.base_url` at it. GET /_sandbox/transcriptions shows what it has.
+
+    A SPEC is [WHERE] WHAT [xN | for DURATION]. A word that is none is answered with all that there are:
+
+    \b
+    WHERE  request-upload-url, put, get-transcription, list, api or all
+    WHAT   a status, an error of S3's, or such as reset, stall, drip
+    """  # noqa: D301 (the control character is what tells click not to wrap)
     from heifyd.sandbox import API_KEY, RateLimit, Sandbox, serve
 
     def ready(url: str) -> None:

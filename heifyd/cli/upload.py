@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from heifyd.cli import config_option
+from heifyd.cli.explained import CONFIG_FILE, Explained
 from heifyd.cli.status import printable
 from heifyd.errors import HeifydError
 
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
     from heifyd.recording import Ids
 
 
-@click.command("upload", short_help="Upload single files now.")
+@click.command(
+    "upload",
+    cls=Explained,
+    short_help="Upload single files now.",
+    exits={0: "all are in Heify", 1: "one at least is not; the message says why", 2: None, 78: None},
+    environment=("HEIFYD_CONFIG", "HEIFY_API_KEY", "HTTPS_PROXY, NO_PROXY", "SSL_CERT_FILE", "NO_COLOR"),
+    files={CONFIG_FILE: "the configuration, where none is named"},
+    examples={
+        "heifyd upload call.wav --like /srv/calls": "under the ids that a watched folder has",
+        "heifyd upload *.mp3 --configuration-id a1b2c3d4-e5f6-7890-1234-567890abcdef": "under ids of your own",
+    },
+)
 @config_option
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--like", type=click.Path(path_type=Path), help="Send under the ids of this watched folder.")
@@ -38,7 +50,8 @@ def command(
 ) -> int:
     """Upload FILES now and leave them where they are.
 
-    For single files outside the watched folders, whose files are the daemon's: it would send them once more.
+    For single files outside the watched folders, whose files are the daemon's: it would send them once more. Say with
+    --like or --configuration-id under which ids. Each file's transcription id is printed.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn

@@ -151,6 +151,21 @@ def test_it_goes_on_while_the_configuration_is_wrong_and_while_there_is_none(pla
         assert terminal.end() == 0
 
 
+@pytest.mark.parametrize("arguments", [("--watch",), ("--watch", "--json"), ("--watch", "0.5")], ids=" ".join)
+def test_how_often_need_not_be_told(place: Place, arguments: tuple[str, ...]) -> None:
+    with running(place), Terminal([*command(place)[:-2], *arguments], columns=100) as terminal:
+        terminal.wait_for_text('{"running": true' if "--json" in arguments else "heifyd is running")
+        terminal.type("\x03")
+        assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("every", ["0", "often"])
+def test_how_often_must_be_some_time(place: Place, every: str) -> None:
+    with Terminal([*command(place)[:-1], every], columns=100) as terminal:
+        assert terminal.end() == 2
+        assert "Invalid value for '--watch'" in terminal.text
+
+
 def test_a_configuration_that_is_wrong_from_the_start_is_an_error(place: Place) -> None:
     place.config.write_text(place.config.read_text() + "worker: 2\n")
     with watch(place) as terminal:

@@ -1,9 +1,10 @@
-"""A small Heify that notes when the first byte of each PUT arrives; the same for both rivals."""
+"""A small Heify that notes when the bytes of each PUT arrive; the same for both rivals."""
 
 import queue
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Final, Self
 
 from tests.bench.report import BenchError
@@ -14,10 +15,19 @@ _OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
 
 
 class Listener:
-    """One thread a connection, on loopback."""
+    """One thread a connection, on loopback.
 
-    def __init__(self) -> None:
+    `arrived` is called with the time (CLOCK_MONOTONIC, ns) and the number of bytes whenever some of a PUT have been
+    received; `buffer_bytes` is how large the kernel's own buffer for that may be, instead of what the kernel likes.
+    """
+
+    def __init__(
+        self, arrived: Callable[[int, int], None] = lambda _now_ns, _bytes: None, buffer_bytes: int | None = None
+    ) -> None:
         self._server = socket.create_server(("127.0.0.1", 0))
+        if buffer_bytes is not None:
+            self._server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        self._note = arrived
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
         self._arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -85,8 +95,13 @@ class Listener:
         if headers.get(b"expect") == b"100-continue":  # curl asks before it sends any file
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         missing = int(headers.get(b"content-length", b"0")) - len(body)
+        if is_put:
+            self._note(now_ns, len(body))
         while missing > 0:
-            missing -= len(_received(connection))
+            received = len(_received(connection))
+            missing -= received
+            if is_put:
+                self._note(time.monotonic_ns(), received)
         said = b"" if is_put else answer(self.url, transcription_id).encode("ascii")
         connection.sendall(_OK % (len(said), said))
 

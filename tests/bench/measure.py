@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from tests.bench.report import BenchError
 LIMIT_S: Final = 300.0
 _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 _JOIN: Final = 'echo $$ >"$0" && exec "$@"'
+_LOOK_S: Final = 0.005
+_STALL_S: Final = 0.015
 _numbers: Final = count(1)
 
 
@@ -26,6 +29,32 @@ def await_that(state: Callable[[], object], what: str, limit_s: float = LIMIT_S,
         if time.monotonic() > until_s:
             raise BenchError(f"{what} did not come about within {limit_s:g} s")
         time.sleep(every_s)
+
+
+class Stalls:
+    """Notes, for the block, when the machine let nobody run: when a thread that only sleeps was woken late."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[float, float]] = []
+        """Each from when to when (CLOCK_MONOTONIC, seconds)."""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="stalls")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        due_s = time.monotonic() + _LOOK_S
+        while not self._over.wait(_LOOK_S):
+            now_s = time.monotonic()
+            if now_s - due_s > _STALL_S:
+                self.noted.append((due_s, now_s))
+            due_s = now_s + _LOOK_S
 
 
 class Account(Protocol):

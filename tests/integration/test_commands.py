@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from heifyd.sandbox import API_KEY, CONFIGURATION_ID, EVALUATOR_ID, Sandbox
+from heifyd.service import Exit
 from tests.harness import Place, files_below, make_place, running, sample, sha256
 
 ROOT = Path(__file__).parents[2]
@@ -211,11 +213,36 @@ def test_the_demo_ends_with_0_and_shows_each_recording_where_it_should_be(tmp_pa
     assert "Signature=" not in run.stdout
 
 
-@pytest.mark.parametrize(
-    "command", ["run", "check", "status", "health", "retry", "upload", "schema", "sandbox", "demo"]
-)
-def test_every_command_explains_itself(command: str) -> None:
-    run = heifyd(command, "--help")
+COMMANDS = ["run", "check", "status", "health", "retry", "upload", "schema", "completion", "sandbox", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_in_80_columns_with_its_exit_codes_and_examples(command: str) -> None:
+    run = heifyd(command, "--help", COLUMNS="80")
 
     assert run.returncode == 0
-    assert len(run.stdout.splitlines()) > 3
+    assert [line for line in run.stdout.splitlines() if len(line) > 80] == []
+    _, _, exits = run.stdout.partition("\nExit codes:\n")
+    codes = [int(code) for code in re.findall(r"^  (\d+)  ", exits, re.MULTILINE)]
+    assert {0, 2} <= set(codes) <= set(Exit)
+    assert codes == sorted(codes)
+    assert f"  heifyd {command}" in run.stdout.partition("\nExamples:\n")[2]
+    assert "HEIFYD_CONFIG" in exits or "--config FILE" not in run.stdout
+
+
+def test_the_help_lists_every_command_and_what_is_the_same_for_all() -> None:
+    run = heifyd("--help", COLUMNS="80")
+
+    assert run.returncode == 0
+    assert [line for line in run.stdout.splitlines() if len(line) > 80] == []
+    assert re.findall(rf"^  ({'|'.join(COMMANDS)})  ", run.stdout, re.MULTILINE) == COMMANDS
+    exits = run.stdout.partition("\nExit codes:\n")[2]
+    assert [int(code) for code in re.findall(r"^  (\d+)  ", exits, re.MULTILINE)] == sorted(Exit)
+    assert "HEIFY_API_KEY" in run.stdout.partition("\nEnvironment:\n")[2]
+
+
+def test_a_port_that_there_is_not_is_a_mistake_of_the_command_line() -> None:
+    run = heifyd("sandbox", "--port", "99999")
+
+    assert run.returncode == 2
+    assert "0<=x<=65535" in run.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from heifyd import heify
 from heifyd.answers import Arrival, api_message, arrival, storage_error
 from heifyd.faults import FaultError, Owner
-from heifyd.heify import boot_clock_s, boot_id
+from heifyd.heify import Heify, boot_clock_s, boot_id
+from heifyd.pace import Bandwidth, Timetable
 from heifyd.recording import Ids, Ticket, is_loopback
 from heifyd.urls import must_be_safe, signed_headers, url_lifetime_s
 
@@ -295,7 +297,9 @@ def test_a_recording_is_sent_in_pieces_that_are_the_whole_of_it(tmp_path: os.Pat
         pieces = list(client()._pieces(file.fileno(), len(content), told.append))
 
     assert b"".join(pieces) == content
-    assert told == [heify.PIECE_BYTES, heify.PIECE_BYTES, 17]
+    assert told == [len(piece) for piece in pieces]
+    assert told[0] == heify.FIRST_PIECE_BYTES
+    assert max(told) <= heify.PIECE_BYTES
 
 
 def test_a_file_that_ends_early_is_noticed_and_one_that_grows_is_sent_as_it_was(tmp_path: os.PathLike[str]) -> None:
@@ -307,3 +311,20 @@ def test_a_file_that_ends_early_is_noticed_and_one_that_grows_is_sent_as_it_was(
         assert b"".join(client()._pieces(file.fileno(), 5, lambda _: None)) == b"12345"
         with pytest.raises(heify.TruncatedError, match="8 of 9 bytes"):
             list(client()._pieces(file.fileno(), 9, lambda _: None))
+
+
+@pytest.mark.parametrize("limit", [None, 100_000.0, 2_000_000.0])
+def test_under_a_limit_a_body_goes_in_pieces_of_a_moment_each_and_is_whole(tmp_path: Path, limit: float | None) -> None:
+    content = os.urandom(20_000 if limit == 100_000.0 else 700_000)
+    (tmp_path / "call.wav").write_bytes(content)
+    limited = Heify(BASE, lambda: "key", connections=1, bandwidth=Bandwidth(Timetable(((0, limit),))))
+    sent: list[int] = []
+    with (tmp_path / "call.wav").open("rb") as file:
+        pieces = list(limited._pieces(file.fileno(), len(content), sent.append))
+    limited.close()
+
+    assert b"".join(pieces) == content
+    assert [len(piece) for piece in pieces] == sent
+    moment = 256 * 1024 if limit is None else int(limit * 0.02)
+    assert sent[0] == moment
+    assert limit is None or len(sent) == -(-len(content) // moment)

@@ -2,7 +2,9 @@
 
 import heapq
 import threading
-from itertools import pairwise
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import cycle, pairwise
 
 import pytest
 from hypothesis import assume, given
@@ -177,50 +179,93 @@ def test_each_limit_holds_from_its_time_on_and_the_last_one_over_midnight(time: 
     assert DAY.at(int(hours) * 60 + int(minutes)) == bytes_per_s
 
 
+@dataclass
+class Link:
+    """Threads that send under a limit, in virtual time: each books a piece, waits until it may go, and sends it."""
+
+    bandwidth: Bandwidth
+    now_s: float = 0.0
+    sent: list[tuple[float, int]] = field(default_factory=list)
+
+    def run(self, until_s: float, takes_s: list[float], late_s: list[float]) -> None:
+        """Let as many threads as `takes_s` send; who waits is woken late by one after the other of `late_s`."""
+        lateness = cycle(late_s)
+        ready = [(self.now_s, thread) for thread in range(len(takes_s))]
+        while ready[0][0] < until_s:
+            ready_s, thread = heapq.heappop(ready)
+            self.now_s = max(self.now_s, ready_s)  # one books at a time
+            if early_s := self.bandwidth._bucket.early_s(self.now_s):
+                self.now_s += early_s + next(lateness)
+            size, wait_s = self.bandwidth._book(1024 * 1024)
+            at_s = self.now_s + (wait_s + next(lateness) if wait_s else 0.0)
+            self.sent.append((at_s, size))
+            heapq.heappush(ready, (at_s + takes_s[thread], thread))
+        self.sent.sort()
+
+    def bytes_between(self, begin_s: float, end_s: float) -> int:
+        return sum(size for at, size in self.sent if begin_s <= at < end_s)
+
+
 @given(
-    rate=st.sampled_from([10_000.0, 500_000.0, 2_000_000.0]),
-    workers=st.integers(1, 8),
-    speeds=st.lists(st.floats(0.0, 0.05), min_size=8, max_size=8),
+    rate=st.sampled_from([10_000.0, 500_000.0, 2_000_000.0, 20_000_000.0]),
+    takes_s=st.lists(st.floats(0.0, 0.015), min_size=1, max_size=8),
+    late_s=st.lists(st.floats(0.0, 0.03), min_size=1, max_size=8),
 )
 def test_all_threads_together_send_as_much_as_is_allowed_smoothly_and_exactly(
-    rate: float, workers: int, speeds: list[float]
+    rate: float, takes_s: list[float], late_s: list[float]
 ) -> None:
-    """Ten seconds of virtual time: each worker books a piece, waits for its turn, and takes a while to send it."""
-    now_s = [0.0]
-    bandwidth = Bandwidth(Timetable(((0, rate),)), clock=lambda: now_s[0])
-    piece = bandwidth.piece_bytes(1024 * 1024)
-    sent: list[float] = []
-    ready = [(0.0, worker) for worker in range(workers)]
-    while ready[0][0] < 10.0:
-        now_s[0], worker = heapq.heappop(ready)
-        begins_s = now_s[0] + bandwidth._bucket.take(piece, rate, now_s[0])
-        sent.append(begins_s)
-        heapq.heappush(ready, (begins_s + min(speeds[worker], workers * piece / rate / 2), worker))
+    link = Link(Bandwidth(Timetable(((0, rate),)), clock=lambda: link.now_s))
+    link.run(10.5, takes_s, late_s)
 
-    in_ten_s = sum(piece for at in sent if at < 10.0)
-    assert in_ten_s <= 1.05 * rate * 10.0
-    assert in_ten_s >= 0.95 * rate * 10.0
+    assert 0.95 * rate * 10.0 <= link.bytes_between(0.1, 10.1) <= 1.05 * rate * 10.0
     for begin in range(0, 100, 7):
-        window = sum(piece for at in sent if begin / 10 <= at < begin / 10 + 0.1)
-        assert window <= 0.1 * rate + 2 * piece
+        assert link.bytes_between(begin / 10, begin / 10 + 0.1) <= 2 * 0.1 * rate
+    assert max(after - before for (before, _), (after, _) in pairwise(link.sent)) <= 0.1
 
 
-def test_a_wait_for_bandwidth_ends_when_the_connection_is_cut() -> None:
-    bandwidth = Bandwidth(Timetable(((0, 1.0),)), clock=lambda: 0.0)
+@pytest.mark.parametrize("threads", [1, 4, 64])
+def test_a_limit_that_falls_is_kept_from_its_time_on_however_many_are_sending(threads: int) -> None:
+    fast, slow = 20_000_000.0, 200_000.0
+    noon = datetime(2025, 1, 1, 12)  # noqa: DTZ001 (local time is what a timetable goes by)
+    bandwidth = Bandwidth(
+        Timetable(((0, fast), (12 * 60, slow))),
+        clock=lambda: link.now_s,
+        wall=lambda: noon + timedelta(seconds=link.now_s - 2.0),
+    )
+    link = Link(bandwidth)
+    link.run(13.0, [0.001] * threads, [0.0])
+
+    assert 0.95 * fast <= link.bytes_between(0.5, 1.5) <= 1.05 * fast
+    assert 0.95 * slow * 10.0 <= link.bytes_between(2.1, 12.1) <= 1.05 * slow * 10.0
+    assert link.bytes_between(2.1, 2.2) <= 2 * 0.1 * slow
+    assert max(after - before for (before, _), (after, _) in pairwise(link.sent)) <= 0.1
+
+
+def test_what_was_not_sent_for_a_while_is_not_made_up_for() -> None:
+    link = Link(Bandwidth(Timetable(((0, 1_000_000.0),)), clock=lambda: link.now_s))
+    link.run(1.0, [0.001], [0.0])
+    link.now_s = 61.0
+    link.run(62.0, [0.001], [0.0])
+
+    assert link.bytes_between(61.0, 61.1) <= 2 * 0.1 * 1_000_000
+
+
+def test_a_wait_for_bandwidth_ends_when_the_connection_is_cut_whoever_s_turn_it_is() -> None:
+    bandwidth = Bandwidth(Timetable(((0, 0.001),)), clock=lambda: 0.0)
     cut = threading.Event()
-    bandwidth.wait(3600, cut)
-    waiter = threading.Thread(target=bandwidth.wait, args=(1, cut))
-    waiter.start()
+    assert bandwidth.take(1024, cut) == 1, "for the next one a thousand seconds would be waited"
+    waiters = [threading.Thread(target=bandwidth.take, args=(1024, cut)) for _ in range(3)]
+    for waiter in waiters:
+        waiter.start()
 
     cut.set()
-    waiter.join(10)
+    for waiter in waiters:
+        waiter.join(10)
 
-    assert not waiter.is_alive()
+    assert not any(waiter.is_alive() for waiter in waiters)
 
 
 def test_without_a_limit_a_piece_is_as_large_as_it_may_be_and_goes_at_once() -> None:
     bandwidth = Bandwidth(None)
 
-    bandwidth.wait(10**12, threading.Event())
-
-    assert bandwidth.piece_bytes(1024 * 1024) == 1024 * 1024
+    assert bandwidth.take(1024 * 1024, threading.Event()) == 1024 * 1024

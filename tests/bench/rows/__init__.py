@@ -5,7 +5,7 @@ from typing import Final
 
 from tests.bench.bench import Bench
 from tests.bench.report import Result
-from tests.bench.rows import backlog, history, idle, large, latency, memory, pace, small
+from tests.bench.rows import backlog, bandwidth, history, idle, large, latency, memory, pace, small
 
 ROWS: Final[Mapping[tuple[str, ...], Callable[[Bench], Sequence[Result]]]] = {
     ("small", "cpu"): small.run,
@@ -15,6 +15,7 @@ ROWS: Final[Mapping[tuple[str, ...], Callable[[Bench], Sequence[Result]]]] = {
     ("memory",): memory.run,
     ("idle",): idle.run,
     ("pace",): pace.run,
+    ("bandwidth",): bandwidth.run,
     ("status", "history"): history.run,
 }
 """By the names of the rows that come out."""
