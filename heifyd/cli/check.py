@@ -29,7 +29,8 @@ class Finding:
 @click.command("check", short_help="Check configuration, permissions, and how each folder is watched.")
 @config_option
 @click.option("--online", is_flag=True, help="Also ask Heify whether the key works and every id is known.")
-def command(config_path: Path, online: bool) -> int:
+@click.option("--systemd-dropin", is_flag=True, help="Only print what the systemd unit needs for these folders.")
+def command(config_path: Path, online: bool, systemd_dropin: bool) -> int:
     """Check the configuration, the folders' permissions, and how each folder would be watched.
 
     Run it as the daemon's user. It ends with 0 where nothing is wrong, 1 where something is, 78 where the configuration
@@ -40,6 +41,12 @@ def command(config_path: Path, online: bool) -> int:
     from heifyd import config
 
     settings = config.load(config_path, os.environ)
+    if systemd_dropin:
+        from heifyd.cli import dropin
+
+        default_ledger = config.default_ledger(os.environ)
+        click.echo("\n".join(dropin.lines(settings, config_path.absolute(), default_ledger)))
+        return 0
     findings = [
         Finding("ok", "configuration", f"{config_path}: {len(settings.folders)} folder(s), ledger {settings.ledger}")
     ]
@@ -71,7 +78,9 @@ def _key(settings: "Config") -> Iterator[Finding]:
         yield Finding("error", "API key", str(error))
     else:
         yield Finding(
-            "ok", "API key", f"from {settings.api.key_file}" if settings.api.key_file else "from HEIFY_API_KEY"
+            "ok",
+            "API key",
+            f"from {settings.api.key_file or 'the environment, or the credential of the systemd unit'}",
         )
 
 
