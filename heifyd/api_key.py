@@ -16,8 +16,16 @@ _MOST_KEY_BYTES: Final = 4096
 
 
 def read_key(api: "Api", environ: Mapping[str, str]) -> str:
-    """Return the API key, from `api.key_file` or else HEIFY_API_KEY. Raises ConfigError, without the key in it."""
-    if api.key_file is None:
+    """Return the API key, from `api.key_file`, else HEIFY_API_KEY, else the credential of systemd.
+
+    Raises ConfigError, without the key in it.
+    """
+    credential = _credential(environ)
+    if api.key_file is None and credential is not None and not environ.get("HEIFY_API_KEY"):
+        source, key = str(credential), "api.key_file"
+        found = _key_of(credential, is_readable_allowed=False)
+        absent = "is empty; write the API key into the file that LoadCredential= of the unit names"
+    elif api.key_file is None:
         source, key = "environment", "HEIFY_API_KEY"
         found = environ.get(key, "")
         absent = "is not set or empty; set it to the API key, or name a file that holds the key with api.key_file"
@@ -32,6 +40,13 @@ def read_key(api: "Api", environ: Mapping[str, str]) -> str:
         message = "is not one line of printable ASCII; put the API key there alone, without a byte order mark"
         raise ConfigError([Problem(source, None, key, message)])
     return found
+
+
+def _credential(environ: Mapping[str, str]) -> Path | None:
+    """Return the file that a unit's ``LoadCredential=heify-api-key:...`` makes (systemd.exec(5)), if it is there."""
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    credential = Path(directory or "") / "heify-api-key"
+    return credential if directory and credential.exists() else None
 
 
 def _key_of(path: Path, *, is_readable_allowed: bool) -> str:

@@ -97,7 +97,8 @@ class Api(_Model):
     """Heify's address. https, except on this machine itself (for the sandbox)."""
 
     key_file: AbsolutePath | None = Field(default=None, examples=["/etc/heifyd/api-key"])
-    """A file that holds the API key and nothing else. Without it the key comes from the environment: HEIFY_API_KEY."""
+    """A file that holds the API key and nothing else. Without it the key comes from the environment (HEIFY_API_KEY) \
+or from the credential heify-api-key of a systemd unit."""
 
     allow_readable_key: bool = False
     """Take a key file that every user of this machine can read, instead of refusing it."""

@@ -6,8 +6,12 @@ import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Final
 
 from heifyd import mounts
+
+_FIRST_PID_NAMESPACE: Final = "pid:[4026531836]"
+"""The machine's own (linux/proc_ns.h, PROC_PID_INIT_INO); every other one hides the processes outside of it."""
 
 
 class Check(Enum):
@@ -54,7 +58,7 @@ def writers(fd: int, proc: Path = Path("/proc")) -> Writers:
 
 def _writers_in_proc(wanted: os.stat_result, proc: Path) -> Writers:
     """Look through every process's descriptors; only a complete look can say that there is no writer."""
-    complete = True
+    complete = _sees_all(proc)
     for process in filter(str.isdigit, os.listdir(proc)):
         try:
             if _process_writes(proc / process, wanted):
@@ -64,6 +68,15 @@ def _writers_in_proc(wanted: os.stat_result, proc: Path) -> Writers:
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended while we looked
     return Writers(open=False, check=Check.PROC) if complete else Writers(open=None, check=Check.QUIET)
+
+
+def _sees_all(proc: Path) -> bool:
+    """Tell whether no process is hidden: by hidepid= (proc(5), a unit's ProtectProc=), or by a container's walls."""
+    try:
+        namespace = os.readlink(proc / "self" / "ns" / "pid")
+    except OSError:
+        return False
+    return namespace == _FIRST_PID_NAMESPACE and os.path.exists(proc / "1")
 
 
 def _process_writes(process: Path, wanted: os.stat_result) -> bool:

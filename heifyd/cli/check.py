@@ -41,7 +41,8 @@ class Finding:
 )
 @config_option
 @click.option("--online", is_flag=True, help="Also ask Heify whether the key works and every id is known.")
-def command(config_path: Path, online: bool) -> int:
+@click.option("--systemd-dropin", is_flag=True, help="Only print what the systemd unit needs for these folders.")
+def command(config_path: Path, online: bool, systemd_dropin: bool) -> int:
     """Check the configuration, the folders' permissions, and how each folder would be watched.
 
     It tries what the daemon will do: to read each folder, and to move a file of its own to done/ and failed/. Nothing
@@ -52,6 +53,12 @@ def command(config_path: Path, online: bool) -> int:
     from heifyd import config
 
     settings = config.load(config_path, os.environ)
+    if systemd_dropin:
+        from heifyd.cli import dropin
+
+        default_ledger = config.default_ledger(os.environ)
+        click.echo("\n".join(dropin.lines(settings, config_path.absolute(), default_ledger)))
+        return 0
     findings = [
         Finding("ok", "configuration", f"{config_path}: {len(settings.folders)} folder(s), ledger {settings.ledger}")
     ]
@@ -83,7 +90,9 @@ def _key(settings: "Config") -> Iterator[Finding]:
         yield Finding("error", "API key", str(error))
     else:
         yield Finding(
-            "ok", "API key", f"from {settings.api.key_file}" if settings.api.key_file else "from HEIFY_API_KEY"
+            "ok",
+            "API key",
+            f"from {settings.api.key_file or 'the environment, or the credential of the systemd unit'}",
         )
 
 

@@ -1,5 +1,6 @@
 """``heifyd run``: the daemon."""
 
+import faulthandler
 import os
 import threading
 from pathlib import Path
@@ -53,6 +54,7 @@ def command(config_path: Path, log_format: str) -> int:
     """
     from heifyd import lifecycle, log
 
+    faulthandler.enable()  # where each thread was, when systemd's watchdog ends a process that hangs by SIGABRT
     redact = log.Redactor()
     logger = log.make(redact, for_reading={"auto": None, "json": False, "text": True}[log_format])
     code = lifecycle.run(config_path, os.environ, logger, redact)

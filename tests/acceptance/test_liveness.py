@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
-from heifyd.sandbox import CONFIGURATION_ID, Sandbox
+from heifyd.heify import PIECE_BYTES, Heify
+from heifyd.recording import Ids
+from heifyd.sandbox import API_KEY, CONFIGURATION_ID, Sandbox
+from tests.acceptance.test_resources import small_disk
 from tests.harness import (
     LIMIT_S,
     ROOT,
@@ -24,6 +27,7 @@ from tests.harness import (
     eventually,
     holds,
     hurrying,
+    lay_out,
     make_place,
     need_program,
     need_root,
@@ -105,10 +109,16 @@ def with_folder(place: Place, folder: Path) -> None:
 # A folder that does not answer
 
 
-def test_a_share_that_is_dead_at_the_start_keeps_no_other_folder_waiting(place: Place, tmp_path: Path) -> None:
+def test_a_share_that_is_dead_at_the_start_keeps_no_other_folder_waiting(
+    place: Place, sandbox: Sandbox, tmp_path: Path
+) -> None:
     with share(tmp_path) as dead:
         with_folder(place, dead.path)
-        (dead.path / "late.wav").write_bytes(sample(".wav", "late"))
+        sandbox.fail("402")
+        more_than_workers = lay_out(dead.path, *(f"{number}.wav" for number in range(6)))
+        with running(place) as before:
+            before.await_event("recording.settled", len(more_than_workers))
+        sandbox.clear_faults()
         dead.die()
         with running(place, OFTEN, module="tests.rehearsal") as daemon:
             (told,) = daemon.await_event("folder.unresponsive")
@@ -120,7 +130,7 @@ def test_a_share_that_is_dead_at_the_start_keeps_no_other_folder_waiting(place: 
 
             dead.revive()
             daemon.await_event("folder.back", folder=str(dead.path))
-            daemon.await_event("recording.done", file="late.wav")
+            daemon.await_event("recording.done", len(more_than_workers), folder=str(dead.path))
             eventually(lambda: health(place) == (0, "alive\n"), "good health")
     assert told["folder"] == str(dead.path)
     assert "server" in told["what_to_do"]
@@ -195,6 +205,60 @@ def test_a_worker_that_hangs_starves_the_watchdog_and_the_heartbeat(place: Place
             eventually(lambda: health(place)[0] == 1, "a stale heartbeat")
             assert "WATCHDOG=1" not in manager.lines()
             assert "hanging" in health(place)[1]
+
+
+@pytest.mark.parametrize("disk_is_full", [False, True])
+def test_a_thread_that_waits_for_longer_than_a_step_may_take_hangs_not(
+    tmp_path: Path,
+    sandbox: Sandbox,
+    disk_is_full: bool,  # noqa: FBT001 (a parameter of the test)
+) -> None:
+    """It has nothing to do, or waits for room on the ledger's disk."""
+    environ = {**OFTEN, "REHEARSAL_STEP_S": "1"}
+    place = make_place(tmp_path, sandbox.url, settings="settle_seconds: 0.3\nrescan_seconds: 4")
+    with small_disk(tmp_path, "disk") as disk:
+        place.config.write_text(place.config.read_text().replace(str(place.ledger), f"{disk.path}/ledger.sqlite"))
+        with running(place, environ, module="tests.rehearsal") as daemon:
+            if disk_is_full:
+                disk.fill()
+                lay_out(place.calls, "a.wav", "b.wav")
+                daemon.await_event("hold.started", owner="ledger")
+            looks = [health(place)[0] for _ in range(10)]
+            if disk_is_full:
+                disk.make_room()
+                daemon.await_event("recording.done", 2)
+        assert set(looks) == {0}
+    assert not daemon.events("thread.unresponsive", "folder.unresponsive")
+
+
+def test_a_slow_upload_is_no_thread_that_hangs(tmp_path: Path, sandbox: Sandbox) -> None:
+    """It takes longer than all that a request may wait for, together, but its pieces move."""
+    place = make_place(tmp_path, sandbox.url, settings=f"{SETTINGS}\nbandwidth_limit: 1k")
+    lay_out(place.calls, "call.wav", times=24)
+    with hurrying(place, OFTEN) as daemon:
+        (done,) = daemon.await_event("recording.done")
+    assert done["put_ms"] > 700_000
+    assert not daemon.events("thread.unresponsive")
+
+
+def test_each_piece_of_an_upload_is_a_sign_of_life(tmp_path: Path, sandbox: Sandbox) -> None:
+    told: list[float | str] = []
+    call = tmp_path / "call.wav"
+    call.write_bytes(bytes(3 * PIECE_BYTES))
+    heify = Heify(sandbox.url, lambda: API_KEY, connections=1, beat=told.append)
+    with closing(heify), call.open("rb") as file:
+        ticket = heify.request_upload(Ids(CONFIGURATION_ID, None, None), "call")
+        told.clear()
+        heify.put(ticket, file.fileno(), 3 * PIECE_BYTES, "audio/wav", sent=lambda _bytes: told.append("sent"))
+    assert told.count("sent") == 3
+    pieces = [at for at, each in enumerate(told) if each == "sent"]
+    for at in pieces:
+        reading, sending = told[at - 2 : at]
+        assert reading == 0.0  # a disk is given no more time than any step
+        assert isinstance(sending, float)
+        assert sending >= PIECE_BYTES / 1000  # a link of a kilobyte a second is one that works
+    assert isinstance(told[-1], float)  # and then the answer is waited for
+    assert told[-1] > 60
 
 
 # Health

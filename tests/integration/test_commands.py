@@ -69,6 +69,16 @@ def test_check_finds_a_done_directory_that_cannot_be_made(tmp_path: Path, sandbo
     assert "files cannot be moved" in run.stdout
 
 
+def test_check_prints_the_drop_in_of_the_systemd_unit_and_nothing_else(place: Place) -> None:
+    run = heifyd("check", "--systemd-dropin", "--config", str(place.config))
+
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("# /etc/systemd/system/heifyd.service.d/folders.conf\n")
+    assert f"\nReadWritePaths=-{place.root}\n" in run.stdout  # the ledger is beside the folder here
+    place.config.write_text("workers: many\n")
+    assert heifyd("check", "--systemd-dropin", "--config", str(place.config)).returncode == 78
+
+
 def test_check_online_shows_tags_and_names_an_id_that_heify_does_not_know(tmp_path: Path, sandbox: Sandbox) -> None:
     unknown = "00000000-0000-4000-8000-000000000000"
     rules = f"rules:\n  - match: '*.mp3'\n    evaluator_id: {unknown}"

@@ -887,6 +887,18 @@ def test_the_key_comes_from_its_file_before_the_environment(key_file: Path) -> N
     assert read_key(Api(), {"HEIFY_API_KEY": f" {CANARY}\n"}) == CANARY
 
 
+def test_the_credential_of_a_systemd_unit_is_the_key_where_nothing_else_is(tmp_path: Path) -> None:
+    (tmp_path / "heify-api-key").write_text(f"{CANARY}\n")
+    (tmp_path / "heify-api-key").chmod(0o400)
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+
+    assert read_key(Api(), environ) == CANARY
+    assert read_key(Api(), {**environ, "HEIFY_API_KEY": "another"}) == "another"
+    (tmp_path / "heify-api-key").unlink()
+    with pytest.raises(ConfigError, match="HEIFY_API_KEY: is not set"):
+        read_key(Api(), environ)
+
+
 @pytest.mark.parametrize("environ", [{}, {"HEIFY_API_KEY": ""}, {"HEIFY_API_KEY": " \n"}])
 def test_without_a_key_both_ways_to_give_one_are_told(environ: dict[str, str]) -> None:
     with pytest.raises(ConfigError) as error:

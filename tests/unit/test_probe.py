@@ -107,9 +107,20 @@ def test_a_complete_look_without_a_writer_says_so_and_passes_over_what_ends_mean
         (proc / process / "fdinfo" / "3").write_text(f"pos:\t0\nflags:\t{flags}\nmnt_id:\t1\n")
     (proc / "2" / "fd" / "4").symlink_to(tmp_path / "closed since")
     (proc / "3").mkdir()
-    (proc / "sys").mkdir()
+    (proc / "self" / "ns").mkdir(parents=True)
+    namespace = proc / "self" / "ns" / "pid"
+    namespace.symlink_to("pid:[4026531836]")
 
     assert writers(asked, proc) == Writers(open=False, check=Check.PROC)
+
+    namespace.unlink()
+    namespace.symlink_to("pid:[4026532198]")  # a container's, which hides what is outside
+    assert writers(asked, proc) == Writers(open=None, check=Check.QUIET)
+
+    namespace.unlink()
+    namespace.symlink_to("pid:[4026531836]")
+    (proc / "1").rename(tmp_path / "hidden")  # as hidepid= does with what is another user's
+    assert writers(asked, proc) == Writers(open=None, check=Check.QUIET)
 
 
 def test_who_may_neither_lease_nor_look_is_told_that_nothing_can_tell() -> None:

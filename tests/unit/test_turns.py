@@ -10,7 +10,7 @@ import pytest
 
 from heifyd import log
 from heifyd.faults import Fault, Owner
-from heifyd.ledger import Ledger
+from heifyd.ledger import HoldRow, Ledger
 from heifyd.log import Redactor
 from heifyd.recording import Identity, Ids, Ticket
 from heifyd.turns import Turn, Turns
@@ -165,3 +165,20 @@ def test_nobody_is_to_wait_longer_than_until_the_next_probe_or_the_next_recordin
     place.turns.failed(place.next(), fault(Owner.ACCOUNT))
 
     assert 0 <= place.turns.patience_s() <= 15.0
+
+
+def test_a_folder_that_is_left_out_counts_as_held_and_is_taken_up_where_it_stood(place: Place) -> None:
+    place.queue(SALES, 2)
+    place.queue(SUPPORT, 2)
+    silent = HoldRow(SALES, Owner.FOLDER, "folder_unresponsive", "it does not answer", "see to it", 1.0)
+
+    place.turns.leave_out({SALES: silent})
+
+    assert [place.next().folder for _ in range(2)] == [SUPPORT, SUPPORT]
+    assert place.turns.next() is None
+    assert place.ledger.holds() == place.turns.held == [silent]
+    assert place.turns.patience_s() > 60
+
+    place.turns.leave_out({})
+    assert [place.next().folder for _ in range(2)] == [SALES, SALES]
+    assert place.ledger.holds() == []
