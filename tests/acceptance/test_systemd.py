@@ -18,7 +18,7 @@ from tests.harness import ROOT, assert_tells_no_secret, need_program, need_root
 UNITS = [ROOT / "systemd" / name for name in ("heifyd.service", "heifyd@.service")]
 PROBE_S = 300.0
 CAP_LEASE = 28
-PACKAGES = "systemd,systemd-sysv,python3,procps"
+PACKAGES = "systemd,systemd-sysv,dbus,python3,procps"
 
 PROBE = """[Unit]
 After=basic.target
