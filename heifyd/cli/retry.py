@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from heifyd.cli import config_option
-from heifyd.cli.status import printable
+from heifyd.wording import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

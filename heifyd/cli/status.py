@@ -44,6 +44,8 @@ def _show(overview: "Overview") -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from heifyd.wording import age, printable
+
     console = Console()
     console.print(
         f"heifyd is [bold green]running[/] on {escape(overview.ledger)}"
@@ -72,16 +74,3 @@ def _show(overview: "Overview") -> None:
             "" if counts.oldest_settled_at is None else age(now - counts.oldest_settled_at),
         )
     console.print(table)
-
-
-def printable(name: str) -> str:
-    """Make a file name fit for a terminal: bytes that are not UTF-8 and control characters are written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in name)
-
-
-def age(seconds: float) -> str:
-    """Write an age for reading, such as ``5 s``, ``12 min`` or ``3 d``."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from heifyd.cli import config_option
-from heifyd.cli.status import printable
 from heifyd.errors import HeifydError
+from heifyd.wording import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
