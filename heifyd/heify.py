@@ -24,12 +24,15 @@ from heifyd.answers import Arrival, api_message, arrival, retry_after_s, storage
 from heifyd.errors import HeifydError
 from heifyd.faults import FaultError
 from heifyd.hiding import secrets_of, without
-from heifyd.pace import Bandwidth
+from heifyd.pace import Bandwidth, next_piece_bytes
 from heifyd.recording import Ids, Ticket
 from heifyd.urls import must_be_safe, signed_headers, url_lifetime_s
 
 PIECE_BYTES: Final = 1024 * 1024
-"""One piece of a PUT's body; httpx's own 64 KiB cost several times the CPU a byte."""
+"""The largest piece of a PUT's body; httpx's own 64 KiB cost several times the CPU a byte."""
+
+FIRST_PIECE_BYTES: Final = 256 * 1024
+"""The first piece, from which it is seen how fast the link is."""
 
 MOST_ANSWER_BYTES: Final = 1024 * 1024
 MOST_ANSWER_S: Final = 60.0
@@ -185,15 +188,17 @@ class Heify:
         return data
 
     def _pieces(self, fd: int, size_bytes: int, sent: Callable[[int], None]) -> Iterator[bytes]:
-        at = 0
+        at, most_bytes = 0, FIRST_PIECE_BYTES
         while at < size_bytes:
-            piece = os.pread(fd, min(self._bandwidth.piece_bytes(PIECE_BYTES), size_bytes - at), at)
+            piece = os.pread(fd, min(self._bandwidth.piece_bytes(most_bytes), size_bytes - at), at)
             if not piece:
                 raise TruncatedError(f"it ended after {at:,} of {size_bytes:,} bytes while it was sent")
             self._bandwidth.wait(len(piece), self._is_cut_off)
+            began_s = time.monotonic()
             yield piece
             at += len(piece)
             sent(len(piece))
+            most_bytes = next_piece_bytes(most_bytes, time.monotonic() - began_s, PIECE_BYTES)
 
     def _shown(self, said: str, url: str = "") -> str:
         """Return what a server said as it may be shown and kept: without what is secret, and not longer than a line."""

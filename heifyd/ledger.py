@@ -30,6 +30,7 @@ from heifyd.ledger_rows import (
     FolderCounts,
     HoldRow,
     State,
+    UploadRow,
     claim_of,
     ended_of,
     holds_table,
@@ -52,6 +53,7 @@ __all__ = [
     "LedgerInUseError",
     "LedgerUnwritableError",
     "State",
+    "UploadRow",
     "set_aside",
 ]
 
@@ -106,7 +108,7 @@ class Ledger:
 
         def write(db: Connection) -> None:
             db.execute(recordings.update().where(is_active, r.not_before > 0).values(not_before=0.0))
-            db.execute(cut_off.values(claimed=False, attempts=r.attempts + 1, not_before=again))
+            db.execute(cut_off.values(claimed=False, put_began_at=None, attempts=r.attempts + 1, not_before=again))
             db.execute(holds_table.delete())
 
         self._file.write(write)
@@ -259,7 +261,13 @@ class Ledger:
     ) -> None:
         """Give a claim back, to be taken on again from `not_before_s`; its state stays."""
         self._update(
-            claim, synced=False, claimed=False, not_before=not_before_s, attempts=attempts, failing_s=failing_s
+            claim,
+            synced=False,
+            claimed=False,
+            put_began_at=None,
+            not_before=not_before_s,
+            attempts=attempts,
+            failing_s=failing_s,
         )
         self.wake()
 
@@ -284,7 +292,24 @@ class Ledger:
     def _execute(self, statement: sa.Update) -> None:
         self._file.write(lambda db: db.execute(statement))
 
-    # Holds, history and counts
+    # Progress, holds, history and counts
+
+    def note_progress(self, claim: Claim, sent_bytes: int, began_at: float) -> bool:
+        """Note how much of a recording its PUT, begun at `began_at` (wall clock), has sent; for show alone.
+
+        Where that would take waiting for the file or for another thread, nothing is noted, and the answer is False.
+        """
+        new = {"row": claim.row, "new_put_began_at": began_at, "new_sent_bytes": sent_bytes}
+        return self._file.write_at_once(lambda db: db.execute(_update_of(("put_began_at", "sent_bytes")), new))
+
+    def uploads(self) -> list[UploadRow]:
+        """Return the uploads that go on and have had progress noted, the largest first."""
+        query = (
+            sa.select(r.folder, r.path, r.size_bytes, r.sent_bytes, r.put_began_at)
+            .where(is_active, r.claimed, r.state == State.UPLOADING, r.put_began_at.is_not(None))
+            .order_by(r.size_bytes.desc(), r.id)
+        )
+        return self._file.read(lambda db: [UploadRow(*row) for row in db.execute(query)])
 
     def show_holds(self, holds: Sequence[HoldRow]) -> None:
         """Write down the holds in force, for `heifyd status`."""
@@ -416,6 +441,7 @@ def _add(db: Connection, identity: Identity, now: float, mount: str) -> Added:
             settled_at=now,
             ended_at=None,
             claimed=False,
+            put_began_at=None,
             not_before=0.0,
             attempts=0,
             failing_s=0.0,

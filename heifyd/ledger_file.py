@@ -120,6 +120,31 @@ class LedgerFile:
         """Do as `write` does, but wait for nothing. Raises LedgerUnwritableError, or another LedgerError."""
         return self._write(do, synced=True)
 
+    def write_at_once(self, do: Callable[[Connection], object]) -> bool:
+        """Do as an unsynced `write` does, and tell whether that could be done without waiting for anybody or anything.
+
+        Whatever is wrong with the file, who writes what matters is told of it.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._writer is None:
+                return False
+            raw: Any = self._writer.connection.driver_connection
+            raw.execute("PRAGMA synchronous = NORMAL")
+            raw.execute("PRAGMA busy_timeout = 0")
+            try:
+                with self._writer.begin():
+                    do(self._writer)
+            finally:
+                raw.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
+        except (sa.exc.DBAPIError, sqlite3.Error):
+            self._drop_writer()
+            return False
+        finally:
+            self._lock.release()
+        return True
+
     def _read(self, do: Callable[[Connection], T]) -> T:
         try:
             with self._engine.begin() as db:

@@ -79,6 +79,8 @@ recordings = sa.Table(
     sa.Column("upload_url", sa.Text),
     sa.Column("url_good_until", sa.Float),
     sa.Column("boot_id", sa.String(36)),
+    sa.Column("put_began_at", sa.Float),
+    sa.Column("sent_bytes", sa.BigInteger),
     sa.Column("filed_at", FileName),
     sa.Column("reason", sa.Text),
     sa.Column("detail", sa.Text),
@@ -133,6 +135,17 @@ class HoldRow:
     detail: str
     advice: str
     since: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRow:
+    """An upload that goes on; `began_at` is when its PUT began (wall-clock seconds)."""
+
+    folder: str
+    path: str
+    size_bytes: int
+    sent_bytes: int
+    began_at: float
 
 
 @dataclass(frozen=True, slots=True)

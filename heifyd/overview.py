@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from heifyd import faults
-from heifyd.ledger import FolderCounts, HoldRow, Ledger
+from heifyd.ledger import FolderCounts, HoldRow, Ledger, UploadRow
 
 _LEAST_ROOM_BYTES: Final = 32 * 1024
 
@@ -32,6 +32,8 @@ class Overview:
     ledger: str
     holds: Sequence[HoldRow]
     folders: Sequence[FolderStatus]
+    uploads: Sequence[UploadRow]
+    """Those that have taken longer than about a second, the largest first; how far they are is known to 2 s."""
 
 
 def of(ledger: Ledger, configured: Sequence[str]) -> Overview:
@@ -45,7 +47,8 @@ def of(ledger: Ledger, configured: Sequence[str]) -> Overview:
     holds = {(hold.scope, hold.owner): hold for hold in ledger.holds()} if running else {}
     for hold in _seen_from_here(ledger.path, configured):
         holds.setdefault((hold.scope, hold.owner), hold)
-    return Overview(running, os.fspath(ledger.path), list(holds.values()), folders)
+    uploads = ledger.uploads() if running else []
+    return Overview(running, os.fspath(ledger.path), list(holds.values()), folders, uploads)
 
 
 def _at_rest(counts: FolderCounts) -> FolderCounts:
@@ -106,4 +109,5 @@ def as_dict(overview: Overview) -> dict[str, Any]:
             }
             for each in overview.folders
         ],
+        "uploads": [asdict(upload) for upload in overview.uploads],
     }

@@ -11,6 +11,9 @@ _SLOWEST: Final = 1 / 16
 _RECOVERY_S: Final = 60.0
 _LONGEST_PAUSE_S: Final = 60.0
 _MOMENT_S: Final = 0.02
+_QUICK_S: Final = 0.1
+_SLOW_S: Final = 0.5
+_LEAST_PIECE_BYTES: Final = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -73,6 +76,16 @@ class Pace:
         if self._bucket is not None:
             with self._lock:
                 self._bucket.slow_down(self._clock(), min(retry_after_s or 1.0, _LONGEST_PAUSE_S))
+
+
+def next_piece_bytes(piece_bytes: int, took_s: float, most_bytes: int) -> int:
+    """Return how large a next piece may be, as one of `piece_bytes` took `took_s`.
+
+    Large pieces cost least, but how far a slow upload is, is seen only between two of them.
+    """
+    if took_s < _QUICK_S:
+        return min(most_bytes, 2 * piece_bytes)
+    return max(_LEAST_PIECE_BYTES, piece_bytes // 2) if took_s > _SLOW_S else piece_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from heifyd.ledger import Ledger, State
 from heifyd.log import Log
 from heifyd.pace import Pace
 from heifyd.preflight import Facts
+from heifyd.progress import Progress
 from heifyd.recording import Identity, Ids, Stamp, Ticket
 from heifyd.turns import Turn, Turns
 
@@ -96,20 +97,23 @@ class Sender:
             must_still_be(fd, found)
             facts = preflight.examine(fd, found.path, found.size_bytes)
             stamp = Stamp.of(os.fstat(fd))
-            ticket, url_ms, put_ms = self._send(turn, claim.ticket, fd, facts)
+            progress = Progress(self._ledger, claim)
+            ticket, url_ms, put_ms = self._send(turn, claim.ticket, fd, facts, progress)
             must_still_be(fd, found, ticket)
             while (after := Stamp.of(os.fstat(fd))) != stamp:
                 # Written to with its time set back, or only renamed: the same URL makes it whole either way. Once that
                 # has expired, what arrived there cannot be trusted, and Heify is not asked for it.
                 stamp = after
                 alive = ticket if ticket.is_good(boot_clock_s(), boot_id()) else None
-                ticket, _, put_ms = self._send(turn, alive, fd, facts)
+                ticket, _, put_ms = self._send(turn, alive, fd, facts, progress)
                 must_still_be(fd, found, ticket)
             self._turns.stored(turn)
         self._ledger.uploaded(claim)
         return Sent(ticket, facts, wait_ms, url_ms, put_ms)
 
-    def _send(self, turn: Turn, ticket: Ticket | None, fd: int, facts: Facts) -> tuple[Ticket, int, int]:
+    def _send(
+        self, turn: Turn, ticket: Ticket | None, fd: int, facts: Facts, progress: Progress
+    ) -> tuple[Ticket, int, int]:
         """Get the recording to Heify: to the URL it has, if that lives, else to a new one; return what each took."""
         found = turn.claim.identity
         may_have_arrived, url_ms = True, 0
@@ -130,8 +134,9 @@ class Sender:
                 **about_ticket(ticket),
             )
             began_s = time.monotonic()
+            progress.begin()
             try:
-                self._heify.put(ticket, fd, found.size_bytes, facts.content_type)
+                self._heify.put(ticket, fd, found.size_bytes, facts.content_type, sent=progress.sent)
             except TruncatedError as error:
                 raise SupersededError("recording.changed", State.SUPERSEDED, f"{error}; it settles anew") from None
             except UrlExpiredError:

@@ -262,6 +262,26 @@ def test_uploads_under_way_and_new_recordings_outlast_a_full_disk_of_the_ledger(
         assert [each.puts for each in sandbox.transcriptions()] == [1] * 10
 
 
+def test_an_upload_whose_progress_finds_no_room_in_the_ledger_goes_on_and_is_whole(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    place = make_place(tmp_path, sandbox.url, settings=f"{QUICK}\nbandwidth_limit: 1M")
+    with small_disk(tmp_path, "disk") as disk:
+        ledger_on(disk, place)
+        recordings = {"long.wav": sample(".wav") * 200}
+        (place.calls / "long.wav").write_bytes(recordings["long.wav"])
+        with running(place) as daemon:
+            eventually(lambda: status(place)["uploads"], "an upload that is noted")
+            disk.fill()
+            eventually(lambda: [each for each in sandbox.transcriptions() if each.stored], "the recording in Heify")
+            daemon.await_event("hold.started", owner="ledger")
+            assert [each["event"] for each in daemon.events("upload.started", "upload.retrying")] == ["upload.started"]
+            disk.make_room()
+            daemon.await_event("recording.done")
+            assert status(place)["uploads"] == []
+        assert_delivered(recordings, sandbox, place.calls)
+
+
 def test_a_stop_while_the_ledger_s_disk_is_full_loses_nothing_and_sends_nothing_under_a_second_id(
     place: Place, sandbox: Sandbox, tmp_path: Path
 ) -> None:

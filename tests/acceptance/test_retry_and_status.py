@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.harness import (
     LIMIT_S,
     DaemonProcess,
     Place,
+    eventually,
     files_below,
     make_place,
     need,
@@ -296,6 +298,7 @@ def test_status_of_a_daemon_with_nothing_to_do_tells_of_nothing(place: Place) ->
             "oldest_s": None,
         }
     ]
+    assert told["uploads"] == []
 
 
 def out_of_minutes(_: Place, sandbox: Sandbox) -> None:
@@ -441,5 +444,35 @@ def test_status_tells_of_an_upload_while_it_goes_on_and_of_none_once_the_daemon_
     killed = status(place)
     assert alive["running"] is True
     assert (the_folder(alive, place)["waiting"], the_folder(alive, place)["uploading"]) == (2, 1)
-    assert (killed["running"], killed["holds"]) == (False, [])
+    assert (killed["running"], killed["holds"], killed["uploads"]) == (False, [], [])
     assert (the_folder(killed, place)["waiting"], the_folder(killed, place)["uploading"]) == (3, 0)
+
+
+def test_status_tells_how_far_each_upload_is_and_a_restarted_daemon_begins_at_nothing(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    place = make_place(tmp_path, sandbox.url, settings=f"{QUICK}\nworkers: 2\nbandwidth_limit: 200k")
+    sizes = {}
+    for times, name in ((300, "large.wav"), (200, "small.wav"), (1, "tiny.wav")):
+        (place.calls / name).write_bytes(sample(".wav") * times + name.encode())
+        sizes[name] = (place.calls / name).stat().st_size
+    first_began_at = time.time()
+    with DaemonProcess(place.config) as daemon:
+        daemon.started()
+        eventually(lambda: len(status(place)["uploads"]) == 2, "two uploads that are noted")
+        early = status(place)["uploads"]
+        eventually(lambda: status(place)["uploads"][0]["sent_bytes"] > early[0]["sent_bytes"], "progress")
+        daemon.end(signal.SIGKILL)
+    assert status(place)["uploads"] == []
+    assert [(each["folder"], each["path"], each["size_bytes"]) for each in early] == [
+        (str(place.calls), name, sizes[name]) for name in ("large.wav", "small.wav")
+    ]
+    assert all(0 < each["sent_bytes"] < each["size_bytes"] for each in early)
+    assert all(first_began_at <= each["began_at"] <= time.time() for each in early)
+
+    restarted_at = time.time()
+    with DaemonProcess(place.config) as daemon:
+        daemon.started()
+        eventually(lambda: status(place)["uploads"], "an upload that is noted")
+        assert min(each["began_at"] for each in status(place)["uploads"]) >= restarted_at
+        daemon.end(signal.SIGKILL)

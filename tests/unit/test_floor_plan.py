@@ -54,10 +54,10 @@ EDGES = layer(
     why="An edge does one kind of I/O; joined to another edge it could not be replaced or tested alone.",
 )
 JOURNEYS = layer(
-    "intake upload sending claimed turns",
+    "intake upload sending claimed turns progress",
     (VALUES, PURE, EDGES),
     upload="sending claimed turns",
-    sending="claimed turns",
+    sending="claimed turns progress",
     why="A journey joins the edges. The two meet in the ledger and nowhere else, so nothing is called backwards.",
 )
 SERVICE = layer("service", (layer("errors", why=""),), why="Signals and exit codes are the process's, not the work's.")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from heifyd.pace import Bandwidth, Pace, Timetable, TokenBucket
+from heifyd.pace import Bandwidth, Pace, Timetable, TokenBucket, next_piece_bytes
 
 SLACK = 1e-6
 
@@ -135,6 +135,22 @@ def test_without_a_limit_nobody_waits_and_stopping_still_stops() -> None:
     assert pace.wait(stopping)
     stopping.set()
     assert not pace.wait(stopping)
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "sizes_kib"),
+    [
+        pytest.param(1e9, [256, 512, 1024, 1024], id="fast"),
+        pytest.param(1e6, [256, 256, 256], id="in-between"),
+        pytest.param(125_000, [256, 128, 64, 64], id="slow"),
+    ],
+)
+def test_pieces_are_as_large_as_the_link_takes_within_a_moment(bytes_per_s: float, sizes_kib: list[int]) -> None:
+    sizes = [256 * 1024]
+    while len(sizes) < len(sizes_kib):
+        sizes.append(next_piece_bytes(sizes[-1], sizes[-1] / bytes_per_s, 1024 * 1024))
+
+    assert [size // 1024 for size in sizes] == sizes_kib
 
 
 # Bandwidth
