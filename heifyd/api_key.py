@@ -48,9 +48,7 @@ def read_token(status: "Status", environ: Mapping[str, str]) -> str | None:
     found = _read(_TOKEN, status.token_file, environ) or None
     if found is not None and len(found) < _LEAST_TOKEN_CHARS:
         source, key = _place(_TOKEN, status.token_file)
-        short = (
-            f"is too short, and can be guessed; write {_LEAST_TOKEN_CHARS} characters (`openssl rand -hex 16`)"
-        )
+        short = f"is too short, and can be guessed; write {_LEAST_TOKEN_CHARS} characters (`openssl rand -hex 16`)"
         raise ConfigError([Problem(source, None, key, short)])
     return found
 
