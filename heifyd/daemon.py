@@ -12,7 +12,7 @@ from heifyd import __version__, faults, ledger, mounts, watch
 from heifyd.api_key import read_key
 from heifyd.config import Config, ConfigError, Folder
 from heifyd.faults import FaultError
-from heifyd.heify import Heify, boot_clock_s, boot_id
+from heifyd.heify import Heify, Listener, boot_clock_s, boot_id
 from heifyd.intake import Intake, Manner
 from heifyd.ledger import Ledger, LedgerDamagedError, LedgerUnwritableError
 from heifyd.log import Log, Redactor
@@ -60,9 +60,18 @@ class Daemon:
     """All threads of one configuration: one intake a folder, the workers, and watchdog's."""
 
     def __init__(
-        self, settings: Config, key: Callable[[], str], log: Log, calls: Calls, report: Callable[[str | None], None]
+        self,
+        settings: Config,
+        key: Callable[[], str],
+        log: Log,
+        calls: Calls,
+        report: Callable[[str | None], None],
+        listener: Listener | None = None,
     ) -> None:
-        """Build the rooms; `report` is told when the ledger cannot be written, and None after. Raises LedgerError."""
+        """Build the rooms; `report` is told when the ledger cannot be written, and None after. Raises LedgerError.
+
+        `listener` is told of every request to Heify.
+        """
         boot_id()  # read once, while there are descriptors to read it with
         self._settings = settings
         self.ledger = settings.ledger
@@ -75,7 +84,9 @@ class Daemon:
         self._ledger = _open_ledger(settings.ledger, log, report)
         self._observing = Observing()
         bandwidth = Bandwidth(settings.bandwidth_limit)
-        self._heify = Heify(settings.api.base_url, key, connections=settings.workers, bandwidth=bandwidth)
+        self._heify = Heify(
+            settings.api.base_url, key, connections=settings.workers, bandwidth=bandwidth, listener=listener
+        )
         limit = settings.api.rate_limit
         bucket = TokenBucket.full(limit.per_minute, limit.burst, time.monotonic()) if limit else None
         folders = {os.fspath(folder.path): folder for folder in settings.folders}

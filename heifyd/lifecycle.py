@@ -12,9 +12,10 @@ from heifyd.api_key import read_key
 from heifyd.config import ConfigError
 from heifyd.daemon import Daemon, key_reader, set_aside_ledger
 from heifyd.faults import Fault
-from heifyd.ledger import Ledger, LedgerError, LedgerInUseError, LedgerUnwritableError
+from heifyd.ledger import HoldRow, Ledger, LedgerError, LedgerInUseError, LedgerUnwritableError
 from heifyd.log import Log, Redactor, libraries_to
 from heifyd.service import Call, Calls, Exit, for_other_threads, signals_to
+from heifyd.statuspage import StatusPage
 
 _HOUSEKEEPING_S: Final = 3600.0
 _AGAIN_S: Final = 1.0
@@ -26,16 +27,24 @@ class LedgerHold:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._began_s: float | None = None
+        self._row: HoldRow | None = None
+
+    @property
+    def rows(self) -> list[HoldRow]:
+        """The hold, while it lasts."""
+        row = self._row
+        return [] if row is None else [row]
 
     def __call__(self, trouble: str | None) -> None:
         """Take in what is wrong, or None where that is over."""
         if trouble is not None and self._began_s is None:
             self._began_s = time.monotonic()
             fault = faults.of_ledger(trouble)
+            self._row = HoldRow("", fault.owner, fault.reason, fault.detail, fault.advice, time.time())
             self._log.error("hold.started", **self._about(fault), detail=fault.detail, what_to_do=fault.advice)
         elif trouble is None and self._began_s is not None:
             lasted_s = round(time.monotonic() - self._began_s, 1)
-            self._began_s = None
+            self._began_s = self._row = None
             self._log.info("hold.ended", **self._about(faults.of_ledger("")), lasted_s=lasted_s)
 
     @staticmethod
@@ -88,6 +97,7 @@ class Runner:
         self._redact = redact
         self._calls = calls
         self._ledger_hold = LedgerHold(log)
+        self._page = StatusPage(path, environ, log, redact, lambda: self._ledger_hold.rows)
 
     def run(self) -> Exit:
         """Run until a call ends it."""
@@ -99,6 +109,8 @@ class Runner:
         except LedgerError as error:
             self._log.critical("ledger.unusable", detail=str(error))
             return Exit.IN_USE if isinstance(error, LedgerInUseError) else Exit.CONFIG
+        finally:
+            self._page.stop()
 
     def _run(self) -> Exit:
         daemon = self._started()
@@ -119,7 +131,7 @@ class Runner:
                 if daemon is None:
                     return Exit.OK
         self._log.info("daemon.stopping")
-        stopped = daemon.stop()
+        stopped = self._page.stop() & daemon.stop()
         self._log.info("daemon.stopped")
         return Exit.OK if stopped and call is Call.STOP else Exit.INTERNAL
 
@@ -128,9 +140,11 @@ class Runner:
         while True:
             settings = config.load(self._path, self._environ, may_be_missing=_known_before)
             self._redact.hide(read_key(settings.api, self._environ))
+            self._page.show(settings)
             key = key_reader(settings, self._environ, self._redact)
+            log, listener = self._page.log, self._page.listener
             try:
-                daemon = Daemon(settings, key, self._log, self._calls, self._ledger_hold)
+                daemon = Daemon(settings, key, log, self._calls, self._ledger_hold, listener)
             except LedgerUnwritableError as error:
                 self._ledger_hold(str(error))
                 if self._calls.take(_AGAIN_S) is Call.STOP:
@@ -140,13 +154,16 @@ class Runner:
             self._ledger_hold(None)
             with for_other_threads():
                 daemon.start()
+            self._page.go_on()
             daemon.housekeeping()
             return daemon
 
     def _is_valid(self) -> bool:
         """Tell whether the configuration could be used; where it could not, the log says why and nothing changes."""
         try:
-            read_key(config.load(self._path, self._environ, may_be_missing=_known_before).api, self._environ)
+            settings = config.load(self._path, self._environ, may_be_missing=_known_before)
+            read_key(settings.api, self._environ)
+            self._page.show(settings)
         except ConfigError as error:
             _log_problems(self._log, "config.rejected", error)
             return False

@@ -67,9 +67,9 @@ OBSERVE = layer(
     why="Who looks at heifyd takes no part in its work: nothing that it knows comes from a journey but by its log.",
 )
 DAEMON = layer(
-    "daemon lifecycle",
+    "daemon lifecycle statuspage",
     (VALUES, PURE, EDGES, JOURNEYS, SERVICE, OBSERVE),
-    lifecycle="daemon",
+    lifecycle="daemon statuspage",
     why="The daemon makes the rooms and their threads; it prints nothing and rehearses nothing.",
 )
 SANDBOX = layer(
