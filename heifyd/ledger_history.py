@@ -63,6 +63,12 @@ class History:
             for at in range(since // HOUR_S, until // HOUR_S)
         ]
 
+    def last_done(self, folders: Sequence[str]) -> float | None:
+        """Return when a recording was done last (wall clock), None where none was."""
+        query = sa.select(sa.func.max(r.ended_at)).where(r.folder == sa.bindparam("in_folder"), r.state == State.DONE)
+        found = self._file.read(lambda db: [db.execute(query, {"in_folder": each}).scalar_one() for each in folders])
+        return max((at for at in found if at is not None), default=None)
+
     def last_failures(self, folders: Sequence[str], most: int) -> list[Failure]:
         """Return the recordings that failed last, the latest first."""
         last = (

@@ -31,7 +31,7 @@ def reasons(look: Look) -> Iterator[Reason]:
     if look.trouble is not None:
         advice = "see to the ledger's file and its disk"
         yield Reason(EVERYTHING, Owner.LEDGER, "unreadable", printable(look.trouble), advice)
-    for hold in look.overview.holds if look.overview else ():
+    for hold in look.holds:
         scope = printable(hold.scope) or EVERYTHING
         yield Reason(scope, hold.owner, hold.reason, printable(hold.detail), printable(hold.advice), hold.since)
 

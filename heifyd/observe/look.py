@@ -43,14 +43,17 @@ class Subject:
 class Look:
     """What was seen at a time (wall clock).
 
-    `overview` is None where the ledger could not be read; `trouble` says why, or why this look is an old one.
+    `overview` is None where the ledger could not be read; `trouble` says why, or why this look is an old one. `holds`
+    is all that is held.
     """
 
     subject: Subject
     at: float
+    holds: Sequence[HoldRow] = ()
     overview: Overview | None = None
     hours: Sequence[Hour] = ()
     failures: Sequence[Failure] = ()
+    last_done: float | None = None
     free_bytes: int | None = None
     trouble: str | None = None
 
@@ -81,7 +84,7 @@ class Reader:
                 with closing(kind(subject.ledger, create=False, frozen=True)) as ledger:
                     look = self._of(ledger, subject)
         except (LedgerError, OSError) as error:
-            look = Look(subject, time.time(), trouble=str(error))
+            look = Look(subject, time.time(), self.held(), trouble=str(error))
         return replace(look, free_bytes=_free_bytes(subject.ledger.parent))
 
     def _of(self, ledger: Ledger, subject: Subject) -> Look:
@@ -92,9 +95,11 @@ class Reader:
         return Look(
             subject,
             now,
-            replace(seen, holds=list(holds.values())),
+            list(holds.values()),
+            seen,
             self._hours(ledger, folders, int(now) // HOUR_S * HOUR_S),
             ledger.history.last_failures(folders, MOST_FAILURES),
+            ledger.history.last_done(folders),
         )
 
     def _hours(self, ledger: Ledger, folders: list[str], this_hour: int) -> list[Hour]:

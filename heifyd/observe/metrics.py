@@ -168,6 +168,8 @@ def _gauges(look: Look | None) -> Iterator[Metric]:
     if look is not None:
         readable.add_metric([], seen is not None)
         workers.add_metric([], look.subject.workers)
+        for hold in look.holds:
+            holds.add_metric([label(hold.scope) or "everything", hold.owner, hold.reason], 1)
         if look.free_bytes is not None:
             free.add_metric([], look.free_bytes)
     if look is not None and seen is not None:
@@ -179,8 +181,6 @@ def _gauges(look: Look | None) -> Iterator[Metric]:
             failed.add_metric(folder, counts.failed)
             since = counts.oldest_settled_at
             oldest.add_metric(folder, 0.0 if since is None else max(0.0, look.at - since))
-        for hold in seen.holds:
-            holds.add_metric([label(hold.scope) or "everything", hold.owner, hold.reason], 1)
     yield from (readable, waiting, uploading, failed, oldest, holds, workers, busy, free)
 
 

@@ -73,6 +73,16 @@ def test_the_last_failures_of_all_folders_come_with_their_reasons_the_latest_fir
     assert between.path == "between.wav"
 
 
+def test_the_last_recording_that_was_done_is_the_last_of_all_folders(ledger: Ledger) -> None:
+    assert ledger.history.last_done([SALES, SUPPORT]) is None
+    end(ledger, SALES, "first.wav", State.DONE, NOON)
+    end(ledger, SUPPORT, "last.wav", State.DONE, NOON + 2)
+    end(ledger, SALES, "failed.wav", State.FAILED, NOON + 3)
+    end(ledger, "/srv/other", "other.wav", State.DONE, NOON + 4)
+
+    assert ledger.history.last_done([SALES, SUPPORT]) == NOON + 2
+
+
 def test_no_look_at_the_history_reads_more_of_it_than_it_tells_of(ledger: Ledger) -> None:
     """The plan of each query is one that searches by an index: a scan would read a million rows at every look."""
     said: list[str] = []
@@ -87,9 +97,10 @@ def test_no_look_at_the_history_reads_more_of_it_than_it_tells_of(ledger: Ledger
     ledger.counts(SALES, NOON)
     ledger.history.by_hour([SALES, SUPPORT], NOON, NOON + HOUR)
     ledger.history.last_failures([SALES, SUPPORT], 20)
+    ledger.history.last_done([SALES])
     ledger._file.read(lambda db: _raw(db).set_trace_callback(None))
 
-    assert len(said) == 6
+    assert len(said) == 7
     with closing(sqlite3.connect(ledger.path)) as db:
         for statement in said:
             plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statement}")]
