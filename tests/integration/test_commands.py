@@ -211,7 +211,9 @@ def test_the_demo_ends_with_0_and_shows_each_recording_where_it_should_be(tmp_pa
     assert "Signature=" not in run.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "check", "status", "retry", "upload", "schema", "sandbox", "demo"])
+@pytest.mark.parametrize(
+    "command", ["run", "check", "status", "retry", "upload", "schema", "monitoring", "sandbox", "demo"]
+)
 def test_every_command_explains_itself(command: str) -> None:
     run = heifyd(command, "--help")
 
