@@ -20,12 +20,13 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import ErrorDetails, core_schema
 
-from heifyd import config_source
+from heifyd import config_source, mounts
 from heifyd.config_source import ConfigError, Loc, Problem, Source
 from heifyd.config_values import (
     BASE_URL,
     EXAMPLE_ID,
     AbsolutePath,
+    Away,
     BandwidthLimit,
     BaseUrl,
     DirectoryPath,
@@ -62,6 +63,7 @@ __all__ = [
 TOKEN_VARIABLE: Final = "HEIFYD_STATUS_TOKEN"  # noqa: S105 (a variable's name, and no token)
 
 SYSTEM_STATE: Final = Path("/var/lib/heifyd")
+_ANSWER_S: Final = 5.0
 
 _EXAMPLE_FOLDER: Final = "/var/spool/asterisk/monitor"
 
@@ -169,8 +171,9 @@ class _Place(_Model):
     def _below_the_folder(cls, value: object, info: ValidationInfo) -> Path:
         folder: Path = info.data.get("path", Path())
         path = folder / as_path(value)
-        may_be_away = info.context is not None and info.context(folder)
-        if os.path.exists(path) and not os.path.isdir(path) and not may_be_away:
+        away: Away | None = info.context
+        may_be_away = away is not None and (os.fspath(folder) in away.silent or away.may_be_missing(folder))
+        if not may_be_away and os.path.exists(path) and not os.path.isdir(path):
             raise ValueError("is there and is not a directory; write the path of a directory, which may be new")
         return path
 
@@ -320,11 +323,12 @@ def _as_yaml(value: object) -> str:
 
 
 def load(
-    path: Path, environ: Mapping[str, str], *, may_be_missing: Callable[[Path, Path], bool] = lambda *_: False
+    path: Path, environ: Mapping[str, str], *, may_be_missing: Callable[[Path, Path], bool] | None = None
 ) -> Config:
     """Read the configuration; `environ` decides where the ledger is if the file does not. Raises ConfigError.
 
-    A folder that is not there is an error, unless `may_be_missing`, given the ledger's path and the folder's, says no.
+    A folder that is not there is an error, unless `may_be_missing`, given the ledger's path and the folder's, says no;
+    one that does not answer is one without `may_be_missing`. What does not answer is not waited for.
     """
     source = config_source.read(path)
     errors: list[ErrorDetails] = []
@@ -332,14 +336,15 @@ def load(
     given = {"ledger": default_ledger(environ), **source.data}
 
     def may_miss(folder: Path) -> bool:
-        return may_be_missing(as_path(given["ledger"]), folder)
+        return may_be_missing is not None and may_be_missing(as_path(given["ledger"]), folder)
 
+    away = Away(may_miss, _silent(source), silence_is_wrong=may_be_missing is None)
     try:
-        config = Config.model_validate(given, context=may_miss)
+        config = Config.model_validate(given, context=away)
     except ValidationError as invalid:
         errors = invalid.errors(include_url=False)
     keys = {path: _examples(model) for path, model in _MODELS.items()}
-    others = [*_crossings(source, may_miss), *_unguarded(source, environ)]
+    others = [*_crossings(source, away), *_unguarded(source, environ)]
     problems = config_source.explain(source, errors, keys, others)
     if problems or config is None:
         raise ConfigError(problems)
@@ -360,27 +365,42 @@ def _unguarded(source: Source, environ: Mapping[str, str]) -> Iterator[Problem]:
         yield source.problem(("status", "listen"), message)
 
 
-def _crossings(source: Source, may_miss: Callable[[Path], bool]) -> Iterator[Problem]:
+def _silent(source: Source) -> frozenset[str]:
+    """Return the folders, as they are written, that do not answer, or a directory of theirs."""
+    folders = source.data.get("folders")
+    asked: dict[str, set[str]] = {}
+    for folder in folders if isinstance(folders, tuple) else ():
+        try:
+            path = as_path(folder["path"])
+            wanted = {path, *(path / as_path(folder.get(key) or key) for key in ("done", "failed"))}
+        except (KeyError, TypeError, AttributeError, ValueError):
+            continue  # what is wrong there is told of when it is validated
+        asked.setdefault(os.fspath(path), set()).update(map(os.fspath, wanted))
+    silent = mounts.silent((each for wanted in asked.values() for each in wanted), _ANSWER_S)
+    return frozenset(path for path, wanted in asked.items() if wanted & silent)
+
+
+def _crossings(source: Source, away: Away) -> Iterator[Problem]:
     """Say which folders get into each other's way; takes the folders whose places are right, whatever else is wrong."""
-    places = dict(_places(source, may_miss))
+    places = dict(_places(source, away))
     first: dict[str, int] = {}
     for at, place in places.items():
-        first.setdefault(os.path.realpath(place.path), at)
+        first.setdefault(away.real(place.path, place.path), at)
     for at, place in places.items():
         loc: Loc = ("folders", at, "path")
-        real = os.path.realpath(place.path)
+        real = away.real(place.path, place.path)
         outer = next((first[up] for up in _above(real) if up in first and places[first[up]].recursive), None)
         if first[real] != at:
             yield source.problem(loc, f"is the same directory as {_at(source, first[real])}; keep one of the two")
         elif outer is not None:
             where = f"lies inside {_at(source, outer)}, which is recursive"
             yield source.problem(loc, f"{where}; remove one of the two, or `recursive` there")
-        yield from _misplaced(source, at, place, first)
+        yield from _misplaced(source, at, place, first, away)
 
 
-def _misplaced(source: Source, at: int, place: _Place, watched: Mapping[str, int]) -> Iterator[Problem]:
-    own = os.path.realpath(place.path)
-    for key, target in (("done", os.path.realpath(place.done)), ("failed", os.path.realpath(place.failed))):
+def _misplaced(source: Source, at: int, place: _Place, watched: Mapping[str, int], away: Away) -> Iterator[Problem]:
+    own, done, failed = (away.real(path, place.path) for path in (place.path, place.done, place.failed))
+    for key, target in (("done", done), ("failed", failed)):
         loc: Loc = ("folders", at, key)
         holder = next((real for real in (target, *_above(target)) if real in watched), None)
         if target == own:
@@ -388,18 +408,18 @@ def _misplaced(source: Source, at: int, place: _Place, watched: Mapping[str, int
         elif holder not in (None, own):
             message = f"lies in {_at(source, watched[holder])}, which is watched; write a directory outside of it"
             yield source.problem(loc, message)
-    if os.path.realpath(place.done) == os.path.realpath(place.failed):
+    if done == failed:
         yield source.problem(("folders", at, "failed"), "is the same directory as done; write another one")
 
 
-def _places(source: Source, may_miss: Callable[[Path], bool]) -> Iterator[tuple[int, _Place]]:
+def _places(source: Source, away: Away) -> Iterator[tuple[int, _Place]]:
     """Give each folder whose `path`, `recursive`, `done` and `failed` are right, with its position."""
     folders = source.data.get("folders")
     for at, folder in enumerate(folders if isinstance(folders, tuple) else ()):
         if isinstance(folder, dict):
             try:
                 place = {key: folder[key] for key in folder.keys() & _Place.model_fields}
-                yield at, _Place.model_validate(place, context=may_miss)
+                yield at, _Place.model_validate(place, context=away)
             except ValidationError:
                 continue
 

@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Final, TypeAlias
@@ -108,13 +110,34 @@ def _absolute(value: object) -> Path:
     return path
 
 
+@dataclass(frozen=True, slots=True)
+class Away:
+    """Which folders may be away now, without being wrong: the context of a validation.
+
+    `silent` are those that do not answer; they are not looked at, and are wrong only where `silence_is_wrong`.
+    """
+
+    may_be_missing: Callable[[Path], bool]
+    silent: frozenset[str]
+    silence_is_wrong: bool
+
+    def real(self, path: Path, folder: Path) -> str:
+        """Return the path of a folder, or of a directory of its, with symlinks resolved unless the folder is silent."""
+        return os.path.normpath(path) if os.fspath(folder) in self.silent else os.path.realpath(path)
+
+
 def _directory(value: object, info: ValidationInfo) -> Path:
-    """Take the path of a directory; one that cannot be looked at passes if the context, a function of it, says so."""
+    """Take the path of a directory; one that cannot be looked at passes if the context, an `Away`, says so."""
     path = _absolute(value)
+    away: Away | None = info.context
+    if away is not None and os.fspath(path) in away.silent:
+        if away.silence_is_wrong:
+            raise ValueError("does not answer; see to the share it is on, or to the server of that")
+        return path
     try:
         mode = path.stat().st_mode
     except OSError as bad:
-        if info.context is not None and info.context(path):
+        if away is not None and away.may_be_missing(path):
             return path
         if bad.errno in (errno.ENOENT, errno.ENOTDIR):
             raise ValueError("does not exist; create the directory, or correct the path") from None

@@ -68,6 +68,12 @@ def of_folder(reason: str, detail: str) -> Fault:
     return Fault(Owner.FOLDER, reason, detail, f"see to the directory, its permissions and its disk; {_WAIT}")
 
 
+def of_silence(detail: str) -> Fault:
+    """Make the fault of a folder whose file system does not answer."""
+    advice = f"see to the share it is on, or to the server of that; {_WAIT}"
+    return Fault(Owner.FOLDER, "folder_unresponsive", detail, advice)
+
+
 def of_ledger(detail: str) -> Fault:
     """Make the fault of a ledger that cannot be written at present."""
     return Fault(Owner.LEDGER, "ledger_unwritable", detail, f"make room on its disk, or see to it; {_WAIT}")

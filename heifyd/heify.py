@@ -12,10 +12,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -25,8 +25,9 @@ from heifyd.errors import HeifydError
 from heifyd.faults import FaultError
 from heifyd.hiding import secrets_of, without
 from heifyd.pace import Bandwidth, next_piece_bytes
+from heifyd.pulse import Beat, unwatched
 from heifyd.recording import Ids, Ticket
-from heifyd.urls import must_be_safe, signed_headers, url_lifetime_s
+from heifyd.urls import must_be_safe, parsed, signed_headers, url_lifetime_s
 
 PIECE_BYTES: Final = 1024 * 1024
 """The largest piece of a PUT's body; httpx's own 64 KiB cost several times the CPU a byte."""
@@ -38,6 +39,12 @@ MOST_ANSWER_BYTES: Final = 1024 * 1024
 MOST_ANSWER_S: Final = 60.0
 _SLOWEST_BYTES_PER_S: Final = 10_000.0
 _LONGEST_ANSWER_S: Final = 900.0
+_LONGEST_CONNECT_S: Final = 120.0
+"""What connecting to a host of many addresses may take, each of which is given its time."""
+
+_LEAST_BYTES_PER_S: Final = 1000.0
+"""A link slower than this may be taken for a thread that hangs."""
+
 _MOST_SHOWN_CHARS: Final = 500
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 """What JSON can say and neither UTF-8 nor a ledger can hold."""
@@ -85,9 +92,11 @@ class Heify:
         *,
         connections: int,
         bandwidth: Bandwidth | None = None,
+        beat: Beat = unwatched,
         listener: Listener | None = None,
     ) -> None:
         """`key` is asked before each request, so that a key that was replaced is used at once."""
+        self._beat = beat
         self._listener = listener
         self._bandwidth = bandwidth or Bandwidth(None)
         self._is_cut_off = threading.Event()
@@ -96,17 +105,19 @@ class Heify:
         self._last_key = ""
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._sockets_lock = threading.Lock()
-        self._client = httpx.Client(
-            timeout=TIMEOUT,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=2 * connections, keepalive_expiry=60.0),
-            headers={"User-Agent": "heifyd"},
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # a PUT has the headers that are signed
-            mounts={"http://": None},  # plain http is for loopback alone: no proxy of the environment sees it
+        trusted = httpx.create_ssl_context()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=2 * connections, keepalive_expiry=60.0)
+        proxies = getproxies()
+        proxy = proxies.get("https", proxies.get("all"))
+        self._direct: httpx.BaseTransport = httpx.HTTPTransport(verify=trusted, limits=limits)
+        self._proxied: httpx.BaseTransport = (
+            httpx.HTTPTransport(verify=trusted, limits=limits, proxy=proxy) if proxy else self._direct
         )
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        self._direct.close()
+        self._proxied.close()
 
     def cut_off(self) -> None:
         """Cut every connection, so that a thread that is waiting for the network comes back at once with an error."""
@@ -213,10 +224,12 @@ class Heify:
     def _pieces(self, fd: int, size_bytes: int, sent: Callable[[int], None]) -> Iterator[bytes]:
         at, most_bytes = 0, FIRST_PIECE_BYTES
         while at < size_bytes:
+            self._beat(0.0)
             piece = os.pread(fd, min(self._bandwidth.piece_bytes(most_bytes), size_bytes - at), at)
             if not piece:
                 raise TruncatedError(f"it ended after {at:,} of {size_bytes:,} bytes while it was sent")
             self._bandwidth.wait(len(piece), self._is_cut_off)
+            self._beat((TIMEOUT.write or 0.0) + len(piece) / _LEAST_BYTES_PER_S)
             began_s = time.monotonic()
             yield piece
             at += len(piece)
@@ -224,6 +237,7 @@ class Heify:
             if self._listener is not None:
                 self._listener.sent(len(piece))
             most_bytes = next_piece_bytes(most_bytes, time.monotonic() - began_s, PIECE_BYTES)
+        self._beat(_exchange_s(_answer_s(size_bytes)))
 
     def _told_of(self, endpoint: str, send: Callable[[], _Answer]) -> _Answer:
         """Make one request, and tell the listener how it ended."""
@@ -256,15 +270,21 @@ class Heify:
     ) -> _Answer:
         """Make one request; return status, headers and body, of which at most `MOST_ANSWER_BYTES` are read.
 
-        `read_s` is how long an answer may be in coming, instead of `TIMEOUT`'s own.
+        `read_s` is how long an answer may be in coming, instead of `TIMEOUT`'s own. It goes to httpx's transport, past
+        its client, which follows redirects, keeps cookies and adds headers; none of that is wanted here.
         """
-        read_s = read_s or TIMEOUT.read
-        timeout = httpx.Timeout(connect=TIMEOUT.connect, read=read_s, write=TIMEOUT.write, pool=TIMEOUT.pool)
+        read_s = read_s or TIMEOUT.read or 0.0
+        extensions = {"timeout": {**TIMEOUT.as_dict(), "read": read_s}, "trace": self._trace}
+        self._beat(_LONGEST_CONNECT_S + _exchange_s(read_s))
         try:
-            with self._client.stream(
-                method, url, headers=headers, content=body, timeout=timeout, extensions={"trace": self._trace}
-            ) as response:
-                return response.status_code, response.headers, _limited(response)
+            target = parsed(url)
+            headers = {"User-Agent": "heifyd", **headers}
+            request = httpx.Request(method, target, headers=headers, content=body, extensions=extensions)
+            response = self._transport_to(target).handle_request(request)
+            try:
+                return response.status_code, response.headers, _limited(response, target.host)
+            finally:
+                response.close()
         except httpx.ConnectTimeout:
             raise FaultError(
                 faults.of_network(
@@ -280,12 +300,17 @@ class Heify:
                 detail = f"{who} took not a byte for {_untaken_s():g} s"
                 raise FaultError(faults.of_network("write_stalled", detail)) from None
             raise FaultError(faults.of_network("read_timeout", f"{who} gave no answer for {read_s:.0f} s")) from None
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # a redirect to nowhere is none of the first
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             said = self._shown(str(error) or type(error).__name__, url)
             if isinstance(error, httpx.ConnectError):
                 detail = f"no connection to {who} ({_host(url)}): {said}"
                 raise FaultError(faults.of_network(_connect_reason(error), detail)) from None
             raise FaultError(faults.of_network("connection_lost", f"the connection to {who} broke: {said}")) from None
+
+    def _transport_to(self, target: httpx.URL) -> httpx.BaseTransport:
+        """Choose between the environment's proxy and the direct way; plain http is for loopback, past any proxy."""
+        is_direct = target.scheme != "https" or self._proxied is self._direct or proxy_bypass(target.host)
+        return self._direct if is_direct else self._proxied
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         """Keep hold of every socket that httpcore opens, weakly, for `cut_off`; let none hang on a dead link.
@@ -313,6 +338,11 @@ def _answer_s(size_bytes: int) -> float:
     return min((TIMEOUT.read or 0.0) + size_bytes / _SLOWEST_BYTES_PER_S, _LONGEST_ANSWER_S)
 
 
+def _exchange_s(read_s: float) -> float:
+    """Return what an answer may take as a whole that may be `read_s` seconds in coming, and again between its parts."""
+    return 2 * read_s + MOST_ANSWER_S
+
+
 def boot_clock_s() -> float:
     """Return the seconds since this machine's boot, which no change of the date moves (clock_gettime(2))."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -324,18 +354,14 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
 
 
-def _limited(response: httpx.Response) -> bytes:
+def _limited(response: httpx.Response, host: str) -> bytes:
     """Read an answer, but no more of it and for no longer than any answer of Heify's needs."""
     body = bytearray()
     until_s = time.monotonic() + MOST_ANSWER_S
     for piece in response.iter_bytes():
         body += piece
         if len(body) > MOST_ANSWER_BYTES or time.monotonic() > until_s:
-            raise FaultError(
-                faults.of_network(
-                    "endless_answer", f"an answer of {_host(str(response.url))} did not end within reason"
-                )
-            )
+            raise FaultError(faults.of_network("endless_answer", f"an answer of {host} did not end within reason"))
     return bytes(body)
 
 

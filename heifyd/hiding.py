@@ -8,6 +8,7 @@ from urllib.parse import unquote_plus, urlsplit
 HIDDEN: Final = "[hidden]"
 _LEAST_SECRET_CHARS: Final = 4
 _SIGNED: Final = r"X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId"
+_SIGNS: Final = ("x-amz-", "signature", "awsaccesskeyid")
 _SIGNATURE: Final = re.compile(rf"((?:{_SIGNED})(?:=|%3D))[^&\s\"'\\<>]+", re.IGNORECASE)
 _PARAMETER: Final = re.compile(rf"(?:{_SIGNED})=(.+)", re.IGNORECASE)
 
@@ -17,7 +18,10 @@ def without(text: str, secrets: Iterable[str]) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _LEAST_SECRET_CHARS:
             text = text.replace(secret, HIDDEN)
-    return _SIGNATURE.sub(rf"\1{HIDDEN}", text)
+    folded = text.casefold()
+    if any(sign in folded for sign in _SIGNS):  # next to no text holds any, and to look is quicker than to search
+        text = _SIGNATURE.sub(rf"\1{HIDDEN}", text)
+    return text
 
 
 def secrets_of(url: str) -> set[str]:

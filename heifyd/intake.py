@@ -15,11 +15,15 @@ from heifyd.ledger import Added, Ledger, LedgerUnwritableError
 from heifyd.log import Log
 from heifyd.names import NamedFolder, Names
 from heifyd.probe import Check
+from heifyd.pulse import Beat
 from heifyd.recording import HEAD_BYTES, Identity, Stamp, riff_surplus
 from heifyd.settle import Rule, Settling
 from heifyd.watch import Entry, Hints, Observing, Plan, Walk
 
 _BUSY_S: Final = 1.0
+_WATCHING_S: Final = 1800.0
+"""What it may take to watch a folder with all of its sub-folders, one by one."""
+
 _MOST_REMEMBERED: Final = 1000
 _UNFINISHED_WAV: Final = 10.0
 """For so many times `settle_seconds` a WAV is waited for whose header and size disagree, where writers are not seen."""
@@ -59,12 +63,17 @@ class Intake:
         ledger: Ledger,
         observing: Observing,
         log: Log,
+        beat: Beat,
     ) -> None:
-        """`manner_of` is asked each time that the folder is another directory than before, as when it was mounted."""
+        """`manner_of` is asked each time that the folder is another directory than before, as when it was mounted.
+
+        Nothing of the folder is looked at here: it may be on a share that does not answer.
+        """
         self._folder = folder
         self._manner_of = manner_of
-        self._manner = manner_of()
-        self._settling = Settling(self._manner.rule)
+        self._manner: Manner
+        self._settling: Settling
+        self._beat = beat
         self._ledger = ledger
         self._observing = observing
         self._log = log.bind(folder=os.fspath(folder.path))
@@ -77,7 +86,7 @@ class Intake:
         self._scan_root = -1
         self._next_scan_s = 0.0
         self._is_watched = False
-        self._walk = Walk(folder.recursive, self._names.is_recording, self._names.is_entered, self._tell_unreadable)
+        self._walk = Walk(folder.recursive, self._is_recording, self._names.is_entered, self._tell_unreadable)
         self.hints = Hints()
         self.ready = threading.Event()
         """Set once the folder is watched, or found to be missing."""
@@ -90,6 +99,7 @@ class Intake:
     def work(self) -> None:
         """Look at what changes, and at the whole folder from time to time, until `stop`."""
         try:
+            self._take_up(self._manner_of())
             while not self._stopping.is_set():
                 self._turn()
         except LedgerUnwritableError:
@@ -101,14 +111,21 @@ class Intake:
             self._end_scan()
             self._observing.unwatch(os.path.realpath(self._name))
 
+    def _take_up(self, manner: Manner) -> None:
+        self._manner = manner
+        self._settling = Settling(manner.rule)
+
     def _turn(self) -> None:
+        self._beat(0.0)
         now_s = time.monotonic()
         if self._scan is None and now_s >= self._next_scan_s:
             self._begin_scan()
         wait_s = (
             0.0 if self._scan is not None else min(self._next_scan_s, self._settling.next_due_s()) - time.monotonic()
         )
+        self._beat(max(wait_s, 0.0))
         paths, scan_asked = self.hints.take(wait_s)
+        self._beat(0.0)
         if scan_asked:
             self._next_scan_s = 0.0
         stirred = {path: None for hinted in paths for path in self._names.recordings_at(hinted)}
@@ -156,8 +173,7 @@ class Intake:
 
     def _begin_anew(self, root: tuple[int, int]) -> None:
         """Look after a directory that was not there at the last scan. Raises OSError."""
-        self._manner = self._manner_of()
-        self._settling = Settling(self._manner.rule)
+        self._take_up(self._manner_of())
         if self.ready.is_set():
             self._log.warning("folder.back", detail="it is there again, or another directory has taken its place")
         self._root = root
@@ -174,6 +190,7 @@ class Intake:
     def _watch(self) -> None:
         if self._manner.plan.kind != "events":
             return
+        self._beat(_WATCHING_S)
         try:
             self._observing.watch(os.path.realpath(self._name), self.hints, recursive=self._folder.recursive)
             self._is_watched = True
@@ -229,6 +246,11 @@ class Intake:
 
     # Files
 
+    def _is_recording(self, path: str) -> bool:
+        """Tell whether a file that a scan came by is a recording by its name; a folder may hold very many others."""
+        self._beat(0.0)
+        return self._names.is_recording(path)
+
     def _look_at(self, paths: list[str], stirred: AbstractSet[str] = frozenset()) -> None:
         """Look at files, and queue those that are finished."""
         finished: list[_Finished] = []
@@ -252,6 +274,7 @@ class Intake:
 
     def _look(self, root: int, path: str, *, stirred: bool) -> _Finished | None:
         """Look at one file; return it if it is finished. What cannot be looked at is told of, and left to the scan."""
+        self._beat(0.0)
         try:
             with tree.opened(tree.open_recording(root, path)) as fd:
                 return self._judge(root, path, fd, stirred=stirred)

@@ -39,6 +39,8 @@ from heifyd.ledger_rows import (
     r,
     recordings,
 )
+from heifyd.ledger_sql import Transaction
+from heifyd.pulse import Beat, unwatched
 from heifyd.recording import Identity, Ticket
 
 __all__ = [
@@ -68,7 +70,7 @@ class Ledger:
     `not_before`, and every `now_s` that it is compared with, is a monotonic clock's, of the daemon that runs.
     """
 
-    def __init__(self, path: Path, *, create: bool = True, frozen: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = True, frozen: bool = False, beat: Beat = unwatched) -> None:
         """Open the ledger at `path`; make it where there is none, unless `create` is False. Raises LedgerError.
 
         A `frozen` one is only read, also where its disk is full or read-only.
@@ -77,11 +79,11 @@ class Ledger:
         self._work = threading.Condition()
         self._wakes = 0
         self._lock_fd = -1
-        self._file = LedgerFile(path, metadata, create=create, frozen=frozen)
+        self._file = LedgerFile(path, metadata, create=create, frozen=frozen, beat=beat)
         self.history = History(self._file)
 
     @classmethod
-    def of_daemon(cls, path: Path, report: Callable[[str | None], None]) -> Self:
+    def of_daemon(cls, path: Path, report: Callable[[str | None], None], beat: Beat = unwatched) -> Self:
         """Open the ledger as a daemon's: no other may use it until `close`; what was cut off is to be taken on again.
 
         Where the file cannot be used for a time, later on, `report` is told why, and None when that is over; the
@@ -89,7 +91,7 @@ class Ledger:
         """
         lock_fd = ledger_file.lock(path)
         try:
-            ledger = cls(path)
+            ledger = cls(path, beat=beat)
             try:
                 ledger._begin_anew(time.monotonic())
                 ledger._file.be_patient(report)
@@ -106,16 +108,16 @@ class Ledger:
         again = sa.case((r.attempts >= CRASHES, now_s + CRASH_WAIT_S), else_=0.0)
         cut_off = recordings.update().where(is_active, r.claimed)
 
-        def write(db: Connection) -> None:
-            db.execute(recordings.update().where(is_active, r.not_before > 0).values(not_before=0.0))
-            db.execute(cut_off.values(claimed=False, put_began_at=None, attempts=r.attempts + 1, not_before=again))
-            db.execute(holds_table.delete())
+        def write(do: Transaction) -> None:
+            do.change(recordings.update().where(is_active, r.not_before > 0).values(not_before=0.0))
+            do.change(cut_off.values(claimed=False, put_began_at=None, attempts=r.attempts + 1, not_before=again))
+            do.change(holds_table.delete())
 
         self._file.write(write)
 
-    def is_in_use(self) -> bool:
-        """Tell whether a daemon has this ledger locked."""
-        return ledger_file.is_in_use(self.path)
+    def beat(self, now_s: float) -> None:
+        """Leave the daemon's heartbeat of `now_s` (CLOCK_BOOTTIME). Raises OSError."""
+        ledger_file.beat(self._lock_fd, now_s)
 
     def give_up(self) -> None:
         """Let nobody wait for the file any more; who does gets LedgerUnwritableError."""
@@ -151,7 +153,7 @@ class Ledger:
         if not finished:
             return []
         # A power cut may undo it: the recordings lie in their folder, and the next start finds them.
-        outcome = self._file.write(lambda db: [_add(db, identity, now, mount) for identity in finished], synced=False)
+        outcome = self._file.write(lambda do: [_add(do, identity, now, mount) for identity in finished], synced=False)
         if Added.QUEUED in outcome or Added.SENT_BEFORE in outcome:
             self.wake()
         return outcome
@@ -179,12 +181,12 @@ class Ledger:
         """Take on the folder's oldest recording that is due, or, while it is held, only one that needs but filing."""
         query = _NEXT_TO_FILE if only_to_file else _NEXT
 
-        def write(db: Connection) -> Claim | None:
-            row = db.execute(query, {"in_folder": folder, "now_s": now_s}).one_or_none()
-            if row is None:
+        def write(do: Transaction) -> Claim | None:
+            rows = do.rows(query, {"in_folder": folder, "now_s": now_s})
+            if not rows:
                 return None
-            db.execute(_update_of(("claimed",)), {"row": row.id, "new_claimed": True})
-            return claim_of(row)
+            do.change(_update_of(("claimed",)), {"row": rows[0].id, "new_claimed": True})
+            return claim_of(rows[0])
 
         return self._file.write(write, synced=False)  # a power cut gives every claim back
 
@@ -287,10 +289,10 @@ class Ledger:
     def _update(self, claim: Claim, *, synced: bool = True, **values: Any) -> None:
         statement = _update_of(tuple(values))
         new = {"row": claim.row, **{f"new_{column}": value for column, value in values.items()}}
-        self._file.write(lambda db: db.execute(statement, new), synced=synced)
+        self._file.write(lambda do: do.change(statement, new), synced=synced)
 
     def _execute(self, statement: sa.Update) -> None:
-        self._file.write(lambda db: db.execute(statement))
+        self._file.write(lambda do: do.change(statement))
 
     # Progress, holds, history and counts
 
@@ -300,7 +302,7 @@ class Ledger:
         Where that would take waiting for the file or for another thread, nothing is noted, and the answer is False.
         """
         new = {"row": claim.row, "new_put_began_at": began_at, "new_sent_bytes": sent_bytes}
-        return self._file.write_at_once(lambda db: db.execute(_update_of(("put_began_at", "sent_bytes")), new))
+        return self._file.write_at_once(lambda do: do.change(_update_of(("put_began_at", "sent_bytes")), new))
 
     def uploads(self) -> list[UploadRow]:
         """Return the uploads that go on and have had progress noted, the largest first."""
@@ -314,10 +316,10 @@ class Ledger:
     def show_holds(self, holds: Sequence[HoldRow]) -> None:
         """Write down the holds in force, for `heifyd status`."""
 
-        def write(db: Connection) -> None:
-            db.execute(holds_table.delete())
-            if holds:
-                db.execute(holds_table.insert(), [asdict(hold) for hold in holds])
+        def write(do: Transaction) -> None:
+            do.change(holds_table.delete())
+            for hold in holds:
+                do.change(holds_table.insert().values(asdict(hold)))
 
         self._file.write(write)
 
@@ -345,6 +347,12 @@ class Ledger:
 
         return self._file.read(read)
 
+    def load(self) -> tuple[int, int]:
+        """Count the recordings that wait and those that are in work, of all folders; waits for nothing."""
+        query = sa.select(r.claimed, sa.func.count()).where(is_active).group_by(r.claimed)
+        number = self._file.try_to_read(lambda db: {row[0]: row[1] for row in db.execute(query)})
+        return number.get(False, 0), number.get(True, 0)
+
     def folders(self) -> list[str]:
         """Return every folder that has recordings in the ledger."""
         return self._file.read(lambda db: list(db.execute(_FOLDERS).scalars()))
@@ -369,15 +377,15 @@ class Ledger:
         """Forget the upload URLs that no longer live at `now_s` (CLOCK_BOOTTIME) of the boot `boot_id`."""
         spent = (r.url_good_until < now_s) | (r.boot_id != boot_id)
         statement = recordings.update().where(is_active, r.upload_url.is_not(None), spent).values(upload_url=None)
-        self._file.try_to_write(lambda db: db.execute(statement))
+        self._file.try_to_write(lambda do: do.change(statement))
 
     def prune(self, before: float) -> int:
         """Delete the history that ended before `before` (wall clock), and return how many rows that were."""
         statement = recordings.delete().where(r.ended_at < before)
-        return self._file.try_to_write(lambda db: int(db.execute(statement).rowcount))
+        return self._file.try_to_write(lambda do: do.change(statement))
 
 
-# Statements that each recording needs are built once: that costs several times what SQLite takes to run them.
+# Statements that each recording needs are built once: only then are they compiled once, too.
 
 _NEXT: Final = (
     sa.select(recordings)
@@ -390,9 +398,16 @@ _NEXT: Final = (
     .order_by(r.mtime_ns)
     .limit(1)
 )
-_NEXT_TO_FILE: Final = _NEXT.where(r.state.in_((State.UPLOADED, State.REFUSED)))
+_NEXT_TO_FILE: Final = _NEXT.where((r.state == State.UPLOADED) | (r.state == State.REFUSED))
 _AT_PATH: Final = sa.select(recordings).where(r.folder == sa.bindparam("in_folder"), r.path == sa.bindparam("at_path"))
-_INSERT: Final = recordings.insert()
+_GIVEN: Final = ("folder", "path", "size_bytes", "mtime_ns", "state", "mount", "settled_at")
+_INSERT: Final = recordings.insert().values(
+    **{column: sa.bindparam(column, type_=recordings.c[column].type) for column in _GIVEN},
+    claimed=False,
+    not_before=0.0,
+    attempts=0,
+    failing_s=0.0,
+)
 
 
 def _each_folder() -> sa.Select[Any]:
@@ -413,8 +428,8 @@ def _update_of(columns: tuple[str, ...]) -> sa.Update:
     return recordings.update().where(r.id == sa.bindparam("row")).values(new)
 
 
-def _add(db: Connection, identity: Identity, now: float, mount: str) -> Added:
-    rows = db.execute(_AT_PATH, {"in_folder": identity.folder, "at_path": identity.path}).all()
+def _add(do: Transaction, identity: Identity, now: float, mount: str) -> Added:
+    rows = do.rows(_AT_PATH, {"in_folder": identity.folder, "at_path": identity.path})
     active = next((row for row in rows if row.ended_at is None), None)
     same = next(
         (row for row in rows if (row.size_bytes, row.mtime_ns) == (identity.size_bytes, identity.mtime_ns)), None
@@ -424,15 +439,15 @@ def _add(db: Connection, identity: Identity, now: float, mount: str) -> Added:
     if active is not None:
         if active.claimed or active.state == State.UPLOADED:
             return Added.BUSY
-        db.execute(
+        do.change(
             recordings.update().where(r.id == active.id).values(state=State.SUPERSEDED, ended_at=now, upload_url=None)
         )
     if same is None:
-        db.execute(_INSERT, {**asdict(identity), "state": State.WAITING, "mount": mount, "settled_at": now})
+        do.change(_INSERT, {**asdict(identity), "state": State.WAITING, "mount": mount, "settled_at": now})
         return Added.QUEUED
     sent = same.state == State.DONE
     state = State.UPLOADED if sent else State.UPLOADING if same.transcription_id else State.WAITING
-    db.execute(
+    do.change(
         recordings.update()
         .where(r.id == same.id)
         .values(

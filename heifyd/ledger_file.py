@@ -4,17 +4,21 @@ import errno
 import fcntl
 import os
 import sqlite3
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from heifyd.errors import HeifydError
+from heifyd.ledger_sql import Transaction
+from heifyd.pulse import Beat, PatientLock, unwatched
 
 T = TypeVar("T")
 
@@ -63,27 +67,31 @@ class LedgerFile:
     After `be_patient`, what cannot be read or written is tried again until it can, or until `give_up`.
     """
 
-    def __init__(self, path: Path, metadata: sa.MetaData, *, create: bool, frozen: bool = False) -> None:
+    def __init__(
+        self, path: Path, metadata: sa.MetaData, *, create: bool, frozen: bool = False, beat: Beat = unwatched
+    ) -> None:
         """Open the file, with `create` made where there is none, `frozen` on a disk that takes no byte more.
 
         Raises LedgerError.
         """
         self.path = path
-        self._lock = threading.Lock()
+        self._beat = beat
+        self._lock = PatientLock(beat)
         self._given_up = threading.Event()
         self._report: Callable[[str | None], None] | None = None
         self._trouble = threading.Lock()
         self._is_troubled = False
-        self._writer: Connection | None = None
+        self._writer: sqlite3.Connection | None = None
+        self._is_synced = True
         if create:
             _make(path)
         elif not path.exists():
             raise LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it")
         is_new = _is_new(path)
-        self._engine = _frozen_engine(path) if frozen else _engine(path)
+        self._engine = _engine(partial(_only_to_look if frozen else _connect, path))
         if is_new:
             try:
-                self.write(lambda db: _lay_out(db, metadata))
+                self.write(lambda do: _lay_out(do, metadata))
             except LedgerError:
                 self.close()
                 raise
@@ -106,7 +114,7 @@ class LedgerFile:
         """Return what `do` reads in one transaction. Raises LedgerError."""
         return self._patiently(lambda: self._read(do))
 
-    def write(self, do: Callable[[Connection], T], *, synced: bool = True) -> T:
+    def write(self, do: Callable[[Transaction], T], *, synced: bool = True) -> T:
         """Return what `do` returns, when all that it wrote is on disk. Raises LedgerError; then nothing is written.
 
         Without `synced` a power cut may undo it, but never what came before it and not what comes after: what is synced
@@ -116,29 +124,29 @@ class LedgerFile:
         self._trouble_is_over()
         return result
 
-    def try_to_write(self, do: Callable[[Connection], T]) -> T:
+    def try_to_read(self, do: Callable[[Connection], T]) -> T:
+        """Do as `read` does, but wait for nothing. Raises LedgerUnwritableError, or another LedgerError."""
+        return self._read(do)
+
+    def try_to_write(self, do: Callable[[Transaction], T]) -> T:
         """Do as `write` does, but wait for nothing. Raises LedgerUnwritableError, or another LedgerError."""
         return self._write(do, synced=True)
 
-    def write_at_once(self, do: Callable[[Connection], object]) -> bool:
+    def write_at_once(self, do: Callable[[Transaction], object]) -> bool:
         """Do as an unsynced `write` does, and tell whether that could be done without waiting for anybody or anything.
 
         Whatever is wrong with the file, who writes what matters is told of it.
         """
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire_at_once():
             return False
         try:
-            if self._writer is None:
-                return False
-            raw: Any = self._writer.connection.driver_connection
-            raw.execute("PRAGMA synchronous = NORMAL")
-            raw.execute("PRAGMA busy_timeout = 0")
+            driver = self._writer_for(synced=False)
+            driver.execute("PRAGMA busy_timeout = 0")
             try:
-                with self._writer.begin():
-                    do(self._writer)
+                _transact(driver, do)
             finally:
-                raw.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
-        except (sa.exc.DBAPIError, sqlite3.Error):
+                driver.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
+        except sqlite3.Error:
             self._drop_writer()
             return False
         finally:
@@ -152,22 +160,26 @@ class LedgerFile:
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
             raise _meaning(self.path, error) from error
 
-    def _write(self, do: Callable[[Connection], T], *, synced: bool) -> T:
+    def _write(self, do: Callable[[Transaction], T], *, synced: bool) -> T:
         """Write by the one connection that writes, one thread at a time: SQLite itself waits by sleeping.
 
         Another connection would have to read anew what this one has in memory.
         """
         with self._lock:
             try:
-                if self._writer is None:
-                    self._writer = self._engine.connect().execution_options(writes=True)
-                raw: Any = self._writer.connection.driver_connection
-                raw.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
-                with self._writer.begin():
-                    return do(self._writer)
-            except (sa.exc.DBAPIError, sqlite3.Error) as error:
+                return _transact(self._writer_for(synced=synced), do)
+            except sqlite3.Error as error:
                 self._drop_writer()
                 raise _meaning(self.path, error) from error
+
+    def _writer_for(self, *, synced: bool) -> sqlite3.Connection:
+        if self._writer is None:
+            self._writer = _connect(self.path)
+            self._is_synced = True
+        if synced != self._is_synced:
+            self._writer.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+            self._is_synced = synced
+        return self._writer
 
     def _drop_writer(self) -> None:
         if self._writer is not None:
@@ -176,6 +188,7 @@ class LedgerFile:
 
     def _patiently(self, do: Callable[[], T]) -> T:
         while True:
+            self._beat(_AGAIN_S)
             try:
                 return do()
             except LedgerUnwritableError as error:
@@ -196,6 +209,19 @@ class LedgerFile:
                     self._report(None)
 
 
+def _transact(driver: sqlite3.Connection, do: Callable[[Transaction], T]) -> T:
+    """Return what `do` returns, when it is committed; what it raises undoes all of it. Raises sqlite3.Error, too."""
+    driver.execute("BEGIN IMMEDIATE")
+    try:
+        result = do(Transaction(driver))
+    except BaseException:
+        if driver.in_transaction:  # a full disk has ended it already (sqlite.org/lang_transaction)
+            driver.execute("ROLLBACK")
+        raise
+    driver.execute("COMMIT")
+    return result
+
+
 def lock(path: Path) -> int:
     """Keep every other daemon out of the ledger at `path` until the returned descriptor is closed.
 
@@ -214,15 +240,46 @@ def lock(path: Path) -> int:
     return fd
 
 
+# A daemon's heartbeat is a lock, too, of one byte of its lock file: that of the second in which it was last well. So it
+# takes no disk, which may be full, read-only or asleep, and ends with the daemon.
+
+_LOCKED_BYTES: Final = struct.Struct("hhqqi0q")
+"""struct flock of fcntl(2): type, whence, start, length, process."""
+
+
+def beat(lock_fd: int, now_s: float) -> None:
+    """Leave the heartbeat of `now_s` (seconds, CLOCK_BOOTTIME), instead of earlier ones. Raises OSError."""
+    second = int(now_s)
+    for what, start, length in ((fcntl.F_WRLCK, second, 1), (fcntl.F_UNLCK, 0, second)):
+        if length:
+            fcntl.fcntl(lock_fd, fcntl.F_OFD_SETLK, _LOCKED_BYTES.pack(what, os.SEEK_SET, start, length, 0))
+
+
+def last_beat_s(path: Path) -> int | None:
+    """Return the second of the daemon's heartbeat (CLOCK_BOOTTIME), None where there is none. Raises LedgerError."""
+    asked = _LOCKED_BYTES.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    answer = _of_lock_file(path, lambda fd: fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+    found, _, start, _, _ = _LOCKED_BYTES.unpack(answer or asked)
+    return start if answer and found != fcntl.F_UNLCK else None
+
+
 def is_in_use(path: Path) -> bool:
-    """Tell whether a daemon has the ledger at `path` locked."""
-    with suppress(FileNotFoundError):
+    """Tell whether a daemon has the ledger at `path` locked. Raises LedgerError."""
+    return bool(_of_lock_file(path, _is_locked))
+
+
+def _of_lock_file(path: Path, ask: Callable[[int], T]) -> T | None:
+    """Return what `ask` finds out of a ledger's lock file, None where there is none."""
+    try:
         fd = os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return _is_locked(fd)
-        finally:
-            os.close(fd)
-    return False
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _meaning(path, error) from None
+    try:
+        return ask(fd)
+    finally:
+        os.close(fd)
 
 
 def _is_locked(fd: int) -> bool:
@@ -306,31 +363,26 @@ def _only_to_look(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
 
 
-def _lay_out(db: Connection, metadata: sa.MetaData) -> None:
-    metadata.create_all(db)
-    db.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
+def _lay_out(do: Transaction, metadata: sa.MetaData) -> None:
+    do.create(metadata)
+    do.run(f"PRAGMA application_id = {APPLICATION_ID}")
+    do.run(f"PRAGMA user_version = {SCHEMA}")
 
 
-def _frozen_engine(path: Path) -> Engine:
-    return sa.create_engine("sqlite://", creator=lambda: _only_to_look(path), hide_parameters=True)
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a file to read and to write. Transactions begin where they are begun, not where Python guesses."""
+    connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    connection.execute("PRAGMA secure_delete = ON")  # a URL that was forgotten leaves no bytes behind
+    return connection
 
 
-def _engine(path: Path) -> Engine:
-    url = sa.URL.create("sqlite", database=os.fspath(path))
-    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_S}, hide_parameters=True)
-
-    @sa.event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # so that transactions begin where SQLAlchemy begins them, see below
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        connection.execute("PRAGMA secure_delete = ON")  # a URL that was forgotten leaves no bytes behind
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
-
+def _engine(connect: Callable[[], sqlite3.Connection]) -> Engine:
+    """Return what reads: each transaction sees the file as it was when that began."""
+    engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.pool.QueuePool, hide_parameters=True)
+    sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     return engine
 
 

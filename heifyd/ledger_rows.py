@@ -6,7 +6,6 @@ from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Row
 
 from heifyd.faults import Fault, Owner
 from heifyd.recording import Identity, Ids, Ticket
@@ -67,10 +66,10 @@ recordings = sa.Table(
     sa.Column("mount", FileName, nullable=False),
     sa.Column("settled_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float),
-    sa.Column("claimed", sa.Boolean, nullable=False, default=False),
-    sa.Column("not_before", sa.Float, nullable=False, default=0.0),
-    sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("failing_s", sa.Float, nullable=False, default=0.0),
+    sa.Column("claimed", sa.Boolean, nullable=False),
+    sa.Column("not_before", sa.Float, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("failing_s", sa.Float, nullable=False),
     sa.Column("configuration_id", sa.String(36)),
     sa.Column("evaluator_id", sa.String(36)),
     sa.Column("participant_id", sa.String(36)),
@@ -92,7 +91,14 @@ is_active = r.ended_at.is_(None)
 sa.Index("one_row_an_identity", r.folder, r.path, r.size_bytes, r.mtime_ns, unique=True)
 sa.Index("one_active_a_path", r.folder, r.path, unique=True, sqlite_where=is_active, postgresql_where=is_active)
 sa.Index("next_claim", r.folder, r.claimed, r.mtime_ns, sqlite_where=is_active, postgresql_where=is_active)
-sa.Index("ended", r.folder, r.state, r.ended_at)
+sa.Index(
+    "ended",
+    r.folder,
+    r.state,
+    r.ended_at,
+    sqlite_where=r.ended_at.is_not(None),
+    postgresql_where=r.ended_at.is_not(None),
+)
 
 holds_table = sa.Table(
     "holds",
@@ -172,12 +178,12 @@ class FolderCounts:
     oldest_settled_at: float | None
 
 
-def identity_of(row: Row[Any]) -> Identity:
+def identity_of(row: Any) -> Identity:
     """Read a row of `recordings` as which recording it is."""
     return Identity(row.folder, row.path, row.size_bytes, row.mtime_ns)
 
 
-def claim_of(row: Row[Any]) -> Claim:
+def claim_of(row: Any) -> Claim:
     """Read a row of `recordings` as a claim."""
     ticket = None
     if row.transcription_id:
@@ -198,7 +204,7 @@ def claim_of(row: Row[Any]) -> Claim:
     )
 
 
-def ended_of(row: Row[Any]) -> Ended:
+def ended_of(row: Any) -> Ended:
     """Read a row of `recordings` whose journey has ended."""
     return Ended(
         identity_of(row), State(row.state), row.ended_at, row.transcription_id, row.filed_at, row.reason, row.detail

@@ -3,22 +3,25 @@
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from heifyd import config, faults
+from heifyd import config, faults, pulse
 from heifyd.api_key import read_key
 from heifyd.config import ConfigError
 from heifyd.daemon import Daemon, key_reader, set_aside_ledger
 from heifyd.faults import Fault
 from heifyd.ledger import HoldRow, Ledger, LedgerError, LedgerInUseError, LedgerUnwritableError
 from heifyd.log import Log, Redactor, libraries_to
-from heifyd.service import Call, Calls, Exit, for_other_threads, signals_to
+from heifyd.service import Call, Calls, Exit, Manager, for_other_threads, signals_to
 from heifyd.statuspage import StatusPage
 
 _HOUSEKEEPING_S: Final = 3600.0
 _AGAIN_S: Final = 1.0
+_LONGER_S: Final = 60.0
+"""For how long the service manager is asked for patience, again and again while a start, a reload or a stop goes on."""
 
 
 class LedgerHold:
@@ -66,8 +69,11 @@ def _known_before(ledger_path: Path, folder: Path) -> bool:
         history.close()
 
 
-def run(path: Path, environ: Mapping[str, str], log: Log, redact: Redactor) -> Exit:
-    """Run the daemon of the configuration at `path` until a signal ends it. Problems are logged, not raised."""
+def run(path: Path, environ: MutableMapping[str, str], log: Log, redact: Redactor) -> Exit:
+    """Run the daemon of the configuration at `path` until a signal ends it. Problems are logged, not raised.
+
+    What the service manager has put into `environ` for this process alone is taken out.
+    """
     calls = Calls()
     hook_before = threading.excepthook
 
@@ -76,10 +82,13 @@ def run(path: Path, environ: Mapping[str, str], log: Log, redact: Redactor) -> E
         log.critical("thread.died", thread=args.thread.name if args.thread else None, exc_info=error)
         calls.put(Call.DIED)
 
+    def unreachable(detail: str) -> None:
+        log.warning("manager.unreachable", detail=detail)
+
     threading.excepthook = thread_died
     try:
-        with signals_to(calls), libraries_to(log):
-            return Runner(path, environ, log, redact, calls).run()
+        with signals_to(calls), libraries_to(log), closing(Manager(environ, unreachable)) as manager:
+            return Runner(path, environ, log, redact, calls, manager).run()
     except Exception:  # the main thread's top: what Python itself prints could hold a secret
         log.critical("thread.died", thread="main", exc_info=True)
         return Exit.INTERNAL
@@ -88,16 +97,26 @@ def run(path: Path, environ: Mapping[str, str], log: Log, redact: Redactor) -> E
 
 
 class Runner:
-    """The main thread: makes a daemon, does what it is called for, and makes another where that takes one."""
+    """The main thread: makes a daemon, does what it is called for, and makes another where that takes one.
 
-    def __init__(self, path: Path, environ: Mapping[str, str], log: Log, redact: Redactor, calls: Calls) -> None:
+    It is also who sees that all threads get on, and says so: to the service manager, and by a heartbeat.
+    """
+
+    def __init__(
+        self, path: Path, environ: Mapping[str, str], log: Log, redact: Redactor, calls: Calls, manager: Manager
+    ) -> None:
         self._path = path
         self._environ = environ
         self._log = log
         self._redact = redact
         self._calls = calls
+        self._manager = manager
         self._ledger_hold = LedgerHold(log)
         self._page = StatusPage(path, environ, log, redact, lambda: self._ledger_hold.rows)
+        self._rejected = ""
+        self._look_s = min(pulse.LOOK_S, (manager.watchdog_s or pulse.LOOK_S * 2) / 2)
+        self._next_look_s = 0.0
+        self._next_housekeeping_s = 0.0
 
     def run(self) -> Exit:
         """Run until a call ends it."""
@@ -105,9 +124,11 @@ class Runner:
             return self._run()
         except ConfigError as error:
             _log_problems(self._log, "config.invalid", error)
+            self._manager.alive(self._redact(f"the configuration cannot be used: {error.problems[0]}"))
             return Exit.CONFIG
         except LedgerError as error:
             self._log.critical("ledger.unusable", detail=str(error))
+            self._manager.alive(str(error))
             return Exit.IN_USE if isinstance(error, LedgerInUseError) else Exit.CONFIG
         finally:
             self._page.stop()
@@ -116,22 +137,26 @@ class Runner:
         daemon = self._started()
         if daemon is None:
             return Exit.OK
-        while (call := self._calls.take(_HOUSEKEEPING_S)) not in (Call.STOP, Call.DIED):
+        while (call := self._next_call(daemon)) not in (Call.STOP, Call.DIED):
             if call is Call.RESCAN:
                 daemon.rescan()
-            elif call is None:
-                daemon.housekeeping()
-            elif daemon.damage is not None if call is Call.DAMAGED else self._is_valid():
+                continue
+            self._manager.reloading()
+            if daemon.damage is not None if call is Call.DAMAGED else self._is_valid():
                 self._log.info("daemon.reloading")
-                if not daemon.stop():
+                if not self._stop(daemon, "reloading"):
                     return Exit.INTERNAL
                 if daemon.damage is not None:
                     set_aside_ledger(daemon.ledger, daemon.damage, self._log)
-                daemon = self._started()
-                if daemon is None:
+                new = self._started()
+                if new is None:
                     return Exit.OK
+                daemon = new
+            else:
+                self._manager.ready(self._status(daemon))
         self._log.info("daemon.stopping")
-        stopped = self._page.stop() & daemon.stop()
+        self._manager.stopping("stopping")
+        stopped = self._page.stop() & self._stop(daemon, "stopping")
         self._log.info("daemon.stopped")
         return Exit.OK if stopped and call is Call.STOP else Exit.INTERNAL
 
@@ -147,6 +172,8 @@ class Runner:
                 daemon = Daemon(settings, key, log, self._calls, self._ledger_hold, listener)
             except LedgerUnwritableError as error:
                 self._ledger_hold(str(error))
+                if self._is_due():
+                    self._manager.alive(str(error), for_s=_LONGER_S)
                 if self._calls.take(_AGAIN_S) is Call.STOP:
                     self._log.info("daemon.stopped")
                     return None
@@ -154,9 +181,54 @@ class Runner:
             self._ledger_hold(None)
             with for_other_threads():
                 daemon.start()
-            self._page.go_on()
-            daemon.housekeeping()
+            self._page.go_on(daemon.hanging)
+            self._rejected = ""
+            self._next_look_s = self._next_housekeeping_s = 0.0
+            self._manager.ready(self._status(daemon))
             return daemon
+
+    def _stop(self, daemon: Daemon, why: str) -> bool:
+        def meanwhile() -> None:
+            if self._is_due():
+                daemon.beat()
+                self._manager.alive(why, for_s=_LONGER_S)
+
+        self._next_look_s = 0.0
+        return daemon.stop(meanwhile)
+
+    def _next_call(self, daemon: Daemon) -> Call:
+        """Wait for what to do next; see meanwhile that all is well."""
+        while True:
+            now_s = time.monotonic()
+            if now_s >= self._next_housekeeping_s:
+                self._next_housekeeping_s = now_s + _HOUSEKEEPING_S
+                daemon.housekeeping()
+            if self._is_due() and not self._is_well(daemon):
+                return Call.DIED
+            if (call := self._calls.take(max(0.0, self._next_look_s - time.monotonic()))) is not None:
+                return call
+
+    def _is_due(self) -> bool:
+        """Tell whether it is time to look again, and note that this is done."""
+        now_s = time.monotonic()
+        if now_s < self._next_look_s:
+            return False
+        self._next_look_s = now_s + self._look_s
+        return True
+
+    def _is_well(self, daemon: Daemon) -> bool:
+        """Look at the threads, and say so where all get on; where one hangs, whoever waits for that acts by its own.
+
+        Where nobody does, this says False.
+        """
+        if daemon.look():
+            daemon.beat()
+            self._manager.alive(self._status(daemon))
+            return True
+        return self._manager.watchdog_s is not None
+
+    def _status(self, daemon: Daemon) -> str:
+        return self._redact(self._rejected + daemon.doing()) if self._manager.is_there else ""
 
     def _is_valid(self) -> bool:
         """Tell whether the configuration could be used; where it could not, the log says why and nothing changes."""
@@ -166,6 +238,7 @@ class Runner:
             self._page.show(settings)
         except ConfigError as error:
             _log_problems(self._log, "config.rejected", error)
+            self._rejected = f"the new configuration is rejected, the former one goes on ({error.problems[0]}); "
             return False
         return True
 

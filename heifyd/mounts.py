@@ -3,6 +3,10 @@
 import ctypes
 import os
 import re
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -74,6 +78,25 @@ def is_shared(fd: int) -> bool:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
     return ctypes.c_long.from_buffer(answer).value & 0xFFFFFFFF in _SHARED_MAGIC
+
+
+def silent(paths: Iterable[str], within_s: float) -> set[str]:
+    """Return those paths that cannot be looked at within so many seconds, such as below a share whose server is away.
+
+    Who asks the kernel of such a one hangs until the server is back, so a thread is left behind that asks.
+    """
+    asking = {path: threading.Thread(target=_look_at, args=(path,), daemon=True) for path in set(paths)}
+    for thread in asking.values():
+        thread.start()
+    until_s = time.monotonic() + within_s
+    for thread in asking.values():
+        thread.join(max(0.0, until_s - time.monotonic()))
+    return {path for path, thread in asking.items() if thread.is_alive()}
+
+
+def _look_at(path: str) -> None:
+    with suppress(OSError, ValueError):  # an error is an answer
+        os.stat(path)
 
 
 def own_mounts() -> list[Mount]:

@@ -3,16 +3,22 @@
 import errno
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from heifyd import faults
-from heifyd.ledger import FolderCounts, HoldRow, Ledger, UploadRow
+from heifyd import faults, ledger_file, mounts, pulse
+from heifyd.faults import Owner
+from heifyd.ledger import FolderCounts, HoldRow, Ledger, LedgerUnwritableError, UploadRow
+
+T = TypeVar("T")
 
 _LEAST_ROOM_BYTES: Final = 32 * 1024
+_ANSWER_S: Final = 2.0
+_STALE_LOOKS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +32,10 @@ class FolderStatus:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """All that is to be known of one heifyd at a time."""
+    """All that is to be known of one heifyd at a time; one that is `running` and not `alive` hangs."""
 
     running: bool
+    alive: bool
     ledger: str
     holds: Sequence[HoldRow]
     folders: Sequence[FolderStatus]
@@ -36,19 +43,53 @@ class Overview:
     """Those that have taken longer than about a second, the largest first; how far they are is known to 2 s."""
 
 
+def seen(path: Path, look: Callable[[Ledger], T]) -> T:
+    """Return what `look` sees of the ledger at `path`, also where its disk is full or read-only. Raises LedgerError."""
+    try:
+        with closing(Ledger(path, create=False)) as ledger:
+            return look(ledger)
+    except LedgerUnwritableError:
+        with closing(Ledger(path, create=False, frozen=True)) as ledger:
+            return look(ledger)
+
+
 def of(ledger: Ledger, configured: Sequence[str]) -> Overview:
     """Gather it out of a ledger and from what can be seen from here; the day begins at local midnight."""
     midnight = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
     known = [*configured, *(folder for folder in ledger.folders() if folder not in configured)]
-    running = ledger.is_in_use()
+    health = health_of(ledger.path, configured)
+    running = health.running
     folders = [FolderStatus(folder, folder in configured, ledger.counts(folder, midnight)) for folder in known]
     if not running:
         folders = [replace(each, counts=_at_rest(each.counts)) for each in folders]
-    holds = {(hold.scope, hold.owner): hold for hold in ledger.holds()} if running else {}
-    for hold in _seen_from_here(ledger.path, configured):
-        holds.setdefault((hold.scope, hold.owner), hold)
     uploads = ledger.uploads() if running else []
-    return Overview(running, os.fspath(ledger.path), list(holds.values()), folders, uploads)
+    return Overview(running, health.alive, os.fspath(ledger.path), health.holds, folders, uploads)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a daemon runs, whether all of its threads get on, and what is held.
+
+    `beat_age_s` is for how many seconds it has not said that they do, None where it never did.
+    """
+
+    running: bool
+    alive: bool
+    beat_age_s: float | None
+    holds: Sequence[HoldRow]
+
+
+def health_of(ledger: Path, configured: Sequence[str]) -> Health:
+    """Tell how the daemon of a ledger is. Raises LedgerError."""
+    running = ledger_file.is_in_use(ledger)
+    beat_s = ledger_file.last_beat_s(ledger) if running else None
+    age_s = None if beat_s is None else max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - beat_s)
+    alive = age_s is not None and age_s < _STALE_LOOKS * pulse.LOOK_S
+    noted = seen(ledger, Ledger.holds) if running else []
+    holds = {(hold.scope, hold.owner): hold for hold in noted}
+    for hold in _seen_from_here(ledger, [each for each in configured if (each, Owner.FOLDER) not in holds]):
+        holds.setdefault((hold.scope, hold.owner), hold)
+    return Health(running, alive, age_s, list(holds.values()))
 
 
 def _at_rest(counts: FolderCounts) -> FolderCounts:
@@ -61,7 +102,11 @@ def _seen_from_here(ledger: Path, configured: Sequence[str]) -> Iterator[HoldRow
     found = []
     if (wrong := _unwritable(ledger.parent)) is not None:
         found.append(("", faults.of_ledger(f"{ledger}: the ledger cannot be written: {wrong}")))
+    silent = mounts.silent(configured, _ANSWER_S)
     for folder in configured:
+        if folder in silent:
+            found.append((folder, faults.of_silence(f"{folder} does not answer")))
+            continue
         try:
             with os.scandir(folder):
                 pass
@@ -93,6 +138,7 @@ def as_dict(overview: Overview) -> dict[str, Any]:
     now = time.time()
     return {
         "running": overview.running,
+        "alive": overview.alive,
         "ledger": overview.ledger,
         "holds": [asdict(hold) | {"scope": hold.scope or "everything"} for hold in overview.holds],
         "folders": [

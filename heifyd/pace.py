@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from heifyd.pulse import Beat, unwatched
+
 _SLOWEST: Final = 1 / 16
 _RECOVERY_S: Final = 60.0
 _LONGEST_PAUSE_S: Final = 60.0
@@ -58,9 +60,12 @@ class TokenBucket:
 class Pace:
     """One account's request rate, shared by all threads; with `bucket` None there is no limit."""
 
-    def __init__(self, bucket: TokenBucket | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, bucket: TokenBucket | None, clock: Callable[[], float] = time.monotonic, beat: Beat = unwatched
+    ) -> None:
         self._bucket = bucket
         self._clock = clock
+        self._beat = beat
         self._lock = threading.Lock()
 
     def wait(self, stopping: threading.Event) -> bool:
@@ -69,6 +74,7 @@ class Pace:
             return not stopping.is_set()
         with self._lock:
             wait_s = self._bucket.take(self._clock())
+        self._beat(wait_s)
         return not stopping.wait(wait_s) if wait_s else not stopping.is_set()
 
     def slow_down(self, retry_after_s: float | None) -> None:
@@ -124,8 +130,10 @@ class Bandwidth:
         timetable: Timetable | None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], datetime] = datetime.now,
+        beat: Beat = unwatched,
     ) -> None:
         """`wall` tells the local time."""
+        self._beat = beat
         self._timetable = timetable
         self._clock = clock
         self._wall = wall
@@ -143,6 +151,7 @@ class Bandwidth:
         if rate is not None:
             with self._lock:
                 wait_s = self._bucket.take(size_bytes, rate, self._clock())
+            self._beat(wait_s)
             stopping.wait(wait_s)
 
     def _rate(self) -> float | None:

@@ -8,6 +8,7 @@ from heifyd.ledger import Claim, Ledger
 
 _FIRST_S: Final = 1.0
 _EVERY_S: Final = 2.0
+_AGAIN_S: Final = 0.25
 
 
 class Progress:
@@ -25,15 +26,13 @@ class Progress:
         self._sent_bytes = 0
         self._due_s = self._clock() + _FIRST_S
         if self._is_noted:
-            self._note()
+            self._ledger.note_progress(self._claim, 0, self._began_at)
 
     def sent(self, piece_bytes: int) -> None:
         """Take in that so many more bytes are on their way."""
         self._sent_bytes += piece_bytes
         now_s = self._clock()
         if now_s >= self._due_s:
-            self._due_s = now_s + _EVERY_S
-            self._note()
-
-    def _note(self) -> None:
-        self._is_noted |= self._ledger.note_progress(self._claim, self._sent_bytes, self._began_at)
+            is_noted = self._ledger.note_progress(self._claim, self._sent_bytes, self._began_at)
+            self._is_noted |= is_noted
+            self._due_s = now_s + (_EVERY_S if is_noted else _AGAIN_S)

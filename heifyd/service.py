@@ -1,11 +1,19 @@
-"""The process as its service manager sees it: signals in, exit codes out."""
+"""The process as its service manager sees it: signals in, what it does and exit codes out."""
 
+import os
 import queue
+import re
 import signal
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from enum import Enum, IntEnum
 from types import FrameType
+from typing import Final
+
+_SEND_S: Final = 5.0
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f]+")
 
 
 class Exit(IntEnum):
@@ -53,6 +61,87 @@ class Calls:
             return self._inbox.get(timeout=timeout_s)
         except queue.Empty:
             return None
+
+
+class Manager:
+    """The service manager, as sd_notify(3) describes how it is talked to; where there is none, nothing is said."""
+
+    def __init__(self, environ: MutableMapping[str, str], failed: Callable[[str], None]) -> None:
+        """Take the manager's variables out of `environ`, so that no child talks in this process's name.
+
+        `failed` is told, once until it works again, why the manager cannot be told anything.
+        """
+        self._failed = failed
+        self._has_failed = False
+        where = environ.pop("NOTIFY_SOCKET", "")
+        watchdog_us, of_pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
+        self._socket: socket.socket | None = None
+        self._status = ""
+        self.watchdog_s: float | None = None
+        """Within how many seconds each sign of life is expected after the last one, None where none is."""
+        if not where:
+            return
+        if where[0] not in "/@":
+            failed(f"NOTIFY_SOCKET={where}: it is neither a path nor an abstract socket's name")
+            return
+        if watchdog_us.isdecimal() and int(watchdog_us) and of_pid in ("", str(os.getpid())):
+            self.watchdog_s = int(watchdog_us) / 1e6
+        self._address = os.fsencode("\0" + where[1:] if where[0] == "@" else where)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.settimeout(_SEND_S)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anybody listens."""
+        return self._socket is not None
+
+    def ready(self, status: str) -> None:
+        """Say that everything is up, at the start and after `reloading`."""
+        self._send("READY=1", *self._news(status))
+
+    def reloading(self) -> None:
+        """Say that the configuration is being read again; `ready` ends that."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self, status: str) -> None:
+        """Say that the process is about to end."""
+        self._send("STOPPING=1", *self._news(status))
+
+    def alive(self, status: str | None = None, *, for_s: float | None = None) -> None:
+        """Feed the watchdog; say what is being done, where that is news, and, within `for_s`, that it may take longer.
+
+        The latter counts from now, while the service starts, reloads or stops.
+        """
+        lines = ["WATCHDOG=1"] if self.watchdog_s is not None else []
+        lines += self._news(status)
+        if for_s is not None:
+            lines.append(f"EXTEND_TIMEOUT_USEC={round(for_s * 1e6)}")
+        if lines:
+            self._send(*lines)
+
+    def _news(self, status: str | None) -> list[str]:
+        if status is None or status == self._status:
+            return []
+        self._status = status
+        return [f"STATUS={_UNPRINTABLE.sub(' ', status)}"]
+
+    def _send(self, *lines: str) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._socket.sendto("\n".join(lines).encode("utf-8", "backslashreplace"), self._address)
+        except OSError as error:
+            if not self._has_failed:
+                self._failed(f"it cannot be told what heifyd does: {error.strerror or error}")
+            self._has_failed = True
+        else:
+            self._has_failed = False
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
 @contextmanager

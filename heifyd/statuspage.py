@@ -39,6 +39,7 @@ class StatusPage:
         self._held = held
         self._server: Server | None = None
         self._subject: Subject | None = None
+        self._hanging: Callable[[], Sequence[str]] = tuple
 
     @property
     def log(self) -> Log:
@@ -67,7 +68,7 @@ class StatusPage:
         self._subject = server.Subject(settings.ledger, folders, settings.workers, is_running=False, since=time.time())
         try:
             if self._server is None:
-                made = server.Server(listen, token, self._subject, alive=list, held=self._held)
+                made = server.Server(listen, token, self._subject, alive=self._stuck, held=self._held)
                 with for_other_threads():
                     made.start()
                 self._server, is_news = made, True
@@ -75,15 +76,20 @@ class StatusPage:
                 is_news = self._server.move(listen, token)
         except server.CannotListenError as error:
             raise ConfigError([Problem(os.fspath(self._config_path), None, "status.listen", str(error))]) from None
+        self._hanging = tuple
         self._server.at(self._subject)
         if is_news:
             self._log.info("status.listening", address=str(self._server.address), token=token is not None)
 
-    def go_on(self) -> None:
-        """Tell of a heifyd that runs."""
+    def go_on(self, hanging: Callable[[], Sequence[str]]) -> None:
+        """Tell of a heifyd that runs; `hanging` names its threads that make no progress."""
+        self._hanging = hanging
         if self._server is not None and self._subject is not None:
             self._subject = replace(self._subject, is_running=True, since=time.time())
             self._server.at(self._subject)
+
+    def _stuck(self) -> Sequence[str]:
+        return self._hanging()
 
     def stop(self) -> bool:
         """End the server, if there is one, whoever is looking; return False where a thread of it hangs."""

@@ -1,8 +1,8 @@
 """Whose turn it is: the next recording to carry, folders in turn, but for what is held."""
 
-import threading
+import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,8 +10,12 @@ from heifyd.faults import Fault, Owner
 from heifyd.holds import Hold, Holds
 from heifyd.ledger import Claim, HoldRow, Ledger
 from heifyd.log import Log
+from heifyd.pulse import Beat, PatientLock, unwatched
 
 _IDLE_S: Final = 300.0
+STAGGER_S: Final = 0.01
+"""A second thread helps only where the first waits for the network or the disk. Where recordings are carried faster
+than this, threads of one interpreter only stand in each other's way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +38,60 @@ class Turn:
 class Turns:
     """Hands out recordings to the upload threads, and keeps the holds: in force, in the ledger and in the log."""
 
-    def __init__(self, folders: Iterable[str], ledger: Ledger, log: Log) -> None:
+    def __init__(
+        self,
+        folders: Iterable[str],
+        ledger: Ledger,
+        log: Log,
+        beat: Beat = unwatched,
+        *,
+        stagger_s: float = STAGGER_S,
+    ) -> None:
+        """`stagger_s` is how long a recording is carried before another one is handed out beside it."""
+        self._stagger_s = stagger_s
         self._order = list(folders)
         self._ledger = ledger
         self._log = log
         self._holds = Holds()
-        self._lock = threading.Lock()
+        self._lock = PatientLock(beat)
+        self._running: dict[int, float] = {}
+        """When each recording that is being carried was taken on, by its row in the ledger."""
+        self._away: Mapping[str, HoldRow] = {}
+        self._shown_away: Mapping[str, HoldRow] = self._away
+        self._held: Sequence[HoldRow] = ()
+
+    @property
+    def held(self) -> Sequence[HoldRow]:
+        """What is held, as the ledger shows it; waits for nothing."""
+        return self._held
+
+    def leave_out(self, away: Mapping[str, HoldRow]) -> None:
+        """Hand out nothing of these folders from now on; they count as held. Waits for nothing."""
+        self._away = away
+        self._ledger.wake()
 
     def next(self) -> Turn | None:
         """Claim the next recording, the folder after the last one's first; None where nothing is to be done now."""
+        if self._shown_away is not self._away:
+            self._show()
         with self._lock:
+            if self._to_stagger_s() > 0:
+                return None
             for at, folder in enumerate(self._order):
                 turn = self._of(folder)
                 if turn is not None:
+                    self._running[turn.claim.row] = turn.began_s
                     self._order = self._order[at + 1 :] + self._order[: at + 1]
                     return turn
         return None
 
+    def _to_stagger_s(self) -> float:
+        """Return for how many seconds the last recording taken on is still to be left alone."""
+        return max(self._running.values(), default=-math.inf) + self._stagger_s - time.monotonic()
+
     def _of(self, folder: str) -> Turn | None:
+        if folder in self._away:
+            return None
         now_s = time.monotonic()
         held = self._holds.over(folder)
         admitted = self._holds.admits(folder, now_s)
@@ -68,8 +108,10 @@ class Turns:
         """Return for how many seconds there is nothing to do, unless the ledger is given something before that."""
         now_s = time.monotonic()
         with self._lock:
+            if (stagger_s := self._to_stagger_s()) > 0:
+                return stagger_s
             probe_s = self._holds.next_probe_s() - now_s
-        due = self._ledger.next_due(self._order, now_s)
+        due = self._ledger.next_due([folder for folder in self._order if folder not in self._away], now_s)
         due_s = _IDLE_S if due is None else due - now_s
         return max(0.0, min(_IDLE_S, due_s, probe_s if probe_s > 0 else _IDLE_S))
 
@@ -94,6 +136,7 @@ class Turns:
     def over(self, turn: Turn) -> None:
         """Take in that the turn is over, and says no more about what is held."""
         with self._lock:
+            del self._running[turn.claim.row]
             self._holds.inconclusive(turn.folder, probe=turn.is_probe)
 
     def failed(self, turn: Turn, fault: Fault) -> float | None:
@@ -123,12 +166,16 @@ class Turns:
             self._show()
 
     def _show(self) -> None:
+        self._shown_away = away = self._away
         with self._lock:
             holds = self._holds.all()
-        rows = [
-            HoldRow(h.scope, h.fault.owner, h.fault.reason, h.fault.detail, h.fault.advice, h.since_s) for h in holds
-        ]
-        self._ledger.show_holds(rows)
+        rows = [_row(hold.scope, hold.fault, hold.since_s) for hold in holds]
+        self._held = [*{(row.scope, row.owner): row for row in (*rows, *away.values())}.values()]
+        self._ledger.show_holds(self._held)
+
+
+def _row(scope: str, fault: Fault, since_s: float) -> HoldRow:
+    return HoldRow(scope, fault.owner, fault.reason, fault.detail, fault.advice, since_s)
 
 
 def _about(hold: Hold) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +13,16 @@ from heifyd import faults, filing, probe, tree
 from heifyd.claimed import SupersededError, VanishedError, absence, open_claimed
 from heifyd.faults import Fault, FaultError, Owner
 from heifyd.heify import Heify
-from heifyd.ledger import Claim, Ledger, LedgerUnwritableError, State
+from heifyd.ledger import Claim, HoldRow, Ledger, LedgerUnwritableError, State
 from heifyd.log import Log
 from heifyd.pace import Pace
+from heifyd.pulse import Beat, PatientLock
 from heifyd.sending import Sender, SendFolder, Sent, StoppingError, about_file, about_ticket
 from heifyd.turns import Turn, Turns
 
 _LONGEST_WRITER_WAIT_S: Final = 30.0
+_SLOWEST_COPY_BYTES_PER_S: Final = 100_000.0
+"""A disk to which files are copied slower than this may be taken for a thread that hangs."""
 
 
 class UploadFolder(SendFolder, Protocol):
@@ -41,17 +44,20 @@ class Uploads:
         heify: Heify,
         pace: Pace,
         log: Log,
+        beat: Beat,
         *,
         retry_for_s: float,
     ) -> None:
         self._folders = folders
-        self._turns = Turns(folders, ledger, log)
+        self._beat = beat
+        self._turns = Turns(folders, ledger, log, beat)
         self._ledger = ledger
         self._heify = heify
         self._pace = pace
         self._log = log
         self._retry_for_s = retry_for_s
         self._stopping = threading.Event()
+        self._line = PatientLock(beat)
         self._sender = Sender(folders, ledger, heify, pace, self._turns, log, self._stopping)
         self._abandoned = threading.Event()
 
@@ -65,21 +71,41 @@ class Uploads:
         self._abandoned.set()
         self._heify.cut_off()
 
+    @property
+    def held(self) -> Sequence[HoldRow]:
+        """What is held; waits for nothing."""
+        return self._turns.held
+
+    def leave_out(self, away: Mapping[str, HoldRow]) -> None:
+        """Touch none of these folders from now on. Waits for nothing."""
+        self._turns.leave_out(away)
+
     def work(self) -> None:
         """Carry one recording after another until `stop`."""
         try:
-            wakes = self._ledger.wakes
-            while not self._stopping.is_set():
-                turn = self._turns.next()
-                if turn is None:
-                    self._ledger.wait(wakes, self._turns.patience_s())
-                else:
-                    self._carry(turn)
-                wakes = self._ledger.wakes
+            while not self._stopping.is_set() and (turn := self._turns.next() or self._awaited()) is not None:
+                self._beat(0.0)
+                self._carry(turn)
         except LedgerUnwritableError:
             if not self._stopping.is_set():
                 raise
             # What the ledger has of the recording in work is what the next start goes on from.
+
+    def _awaited(self) -> Turn | None:
+        """Wait in line for the next recording; None at the end. One at a time is woken, and lets the one behind it in.
+
+        Who comes from carrying one need not stand in line: its thread is awake already.
+        """
+        with self._line:
+            while not self._stopping.is_set():
+                wakes = self._ledger.wakes
+                self._beat(0.0)
+                if (turn := self._turns.next()) is not None:
+                    return turn
+                patience_s = self._turns.patience_s()
+                self._beat(patience_s)
+                self._ledger.wait(wakes, patience_s)
+        return None
 
     def _carry(self, turn: Turn) -> None:
         """Carry one recording as far as it gets, and see to it that the ledger and the log know."""
@@ -189,6 +215,7 @@ class Uploads:
     def _move(self, turn: Turn, target: Path) -> str:
         """Move the file. Raises FaultError for a folder that does not let it, VanishedError, filing.ChangedError."""
         found = turn.claim.identity
+        self._beat(found.size_bytes / _SLOWEST_COPY_BYTES_PER_S)
         try:
             filed_at = filing.move(found, target)
         except FileNotFoundError:

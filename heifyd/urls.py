@@ -1,5 +1,7 @@
 """What an upload URL asks for and whether it may be used. Pure."""
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -13,6 +15,21 @@ _META: Final = "x-amz-meta-"
 _LIFETIME_S: Final = 300.0
 
 
+_parsed_at_once: Final = lru_cache(maxsize=64)
+"""Each URL is read several times, and in little time; that of the API again and again."""
+
+
+@_parsed_at_once
+def parsed(url: str) -> httpx.URL:
+    """Return a URL as httpx reads it. Raises httpx.InvalidURL."""
+    return httpx.URL(url)
+
+
+@_parsed_at_once
+def _query(url: str) -> Mapping[str, str]:
+    return dict(parse_qsl(urlsplit(url).query))
+
+
 def must_be_safe(url: str, base_url: str) -> None:
     """Raise FaultError for an upload URL that would carry a recording in the clear.
 
@@ -20,7 +37,7 @@ def must_be_safe(url: str, base_url: str) -> None:
     is what sends to it.
     """
     try:
-        parts = httpx.URL(url)
+        parts = parsed(url)
         urlsplit(url)  # which the others here read it with, and which is stricter
         encrypted = parts.scheme == "https" and bool(parts.host)
         local = parts.scheme == "http" and is_loopback(parts.host) and urlsplit(base_url).scheme == "http"
@@ -45,7 +62,7 @@ def signed_headers(ticket: Ticket) -> dict[str, str]:
         f"{_META}participant_id": ticket.ids.participant_id,
         f"{_META}name": ticket.name,
     }
-    listed = dict(parse_qsl(urlsplit(ticket.url).query)).get("X-Amz-SignedHeaders")
+    listed = _query(ticket.url).get("X-Amz-SignedHeaders")
     if listed is None:
         names = [header for header, value in values.items() if value is not None and header != f"{_META}name"]
     else:
@@ -68,5 +85,5 @@ def _sendable(header: str, value: str | None) -> str:
 
 def url_lifetime_s(url: str) -> float:
     """Return for how many seconds an upload URL is good: its X-Amz-Expires, else Heify's documented five minutes."""
-    given = dict(parse_qsl(urlsplit(url).query)).get("X-Amz-Expires", "")
+    given = _query(url).get("X-Amz-Expires", "")
     return float(given) if given.isascii() and given.isdigit() else _LIFETIME_S

@@ -11,14 +11,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal
 
 from watchdog.events import (
+    FileAttribEvent,
     FileClosedEvent,
     FileCreatedEvent,
-    FileModifiedEvent,
     FileMovedEvent,
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers import Observer
+from watchdog.observers.inotify import InotifyEmitter, InotifyObserver
+from watchdog.observers.inotify_c import InotifyConstants, Mask
 from watchdog.observers.inotify_move_event_grouper import InotifyMoveEventGrouper
 
 from heifyd import tree
@@ -26,14 +27,14 @@ from heifyd.mounts import Mount, mount_of
 from heifyd.recording import Stamp
 
 if TYPE_CHECKING:
-    from watchdog.observers.api import BaseObserver, ObservedWatch
+    from watchdog.observers.api import ObservedWatch
 
 SCAN_CHUNK: Final = 256
 _PAIRING_S: Final = 0.001
 MOST_HINTS: Final = 10_000
 """Paths held between two looks; beyond them one scan is cheaper, and memory stays bounded."""
 
-_HINTS: Final[list[type[FileSystemEvent]]] = [FileClosedEvent, FileCreatedEvent, FileModifiedEvent, FileMovedEvent]
+_HINTS: Final[list[type[FileSystemEvent]]] = [FileClosedEvent, FileCreatedEvent, FileAttribEvent, FileMovedEvent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,23 +113,50 @@ class _Handler(FileSystemEventHandler):
             self._hints.stir(path.removeprefix(self._prefix))
 
 
+class _Emitter(InotifyEmitter):
+    """Has the kernel tell only of what is a hint.
+
+    Not of each write: a recorder makes fifty a second in every call, and the closing, or the next look, tells as much.
+    Nor of what leaves a folder, as each recording does that is moved to `done/`, but for sub-folders, of which watchdog
+    keeps account.
+    """
+
+    def get_event_mask_from_filter(self) -> Mask:
+        mask = InotifyConstants.IN_CREATE | InotifyConstants.IN_CLOSE_WRITE | InotifyConstants.IN_ATTRIB
+        mask |= InotifyConstants.IN_MOVE if self.watch.is_recursive else InotifyConstants.IN_MOVED_TO
+        return Mask(mask | InotifyConstants.IN_DELETE_SELF)
+
+
+class _Observer(InotifyObserver):
+    def __init__(self) -> None:
+        super().__init__()
+        self._emitter_class = _Emitter
+
+
 class Observing:
     """One watchdog observer for all folders on events. Its owner starts and stops it."""
 
     def __init__(self) -> None:
-        self._observer: BaseObserver | None = None
+        self._observer: _Observer | None = None
         self._watches: dict[str, ObservedWatch] = {}
         self._lock = threading.Lock()
 
     def start(self) -> None:
         """Start the observer's threads. Raises OSError: EMFILE where the user's inotify instances are used up.
 
-        watchdog holds back all that comes after a file's leaving for half a second, to see whether it comes in
-        elsewhere; each recording that is moved to `done/` is one that leaves. If both events come, they come together.
+        watchdog holds back all that comes after something's leaving for half a second, to see whether it comes in
+        elsewhere. If both events come, they come together.
         """
         InotifyMoveEventGrouper.delay = _PAIRING_S
-        self._observer = Observer()
+        self._observer = _Observer()
         self._observer.start()
+
+    def has_ended(self) -> bool:
+        """Tell whether the observer's thread has ended by itself.
+
+        One that only falls behind, as while a large tree is being watched, loses nothing: the scan is the truth.
+        """
+        return self._observer is not None and not self._observer.is_alive()
 
     def stop(self) -> None:
         """Stop the observer and wait for its threads."""

@@ -4,6 +4,8 @@ The program is heifyd itself, unchanged on disk; what the environment asks for i
 
 REHEARSAL_SPEED=60 lets an hour pass in a minute: the clocks that heifyd measures spans with run faster, and what it
 waits for between threads ends sooner. The network's own timeouts stay, unless REHEARSAL_TIMEOUT_S sets them all.
+REHEARSAL_LOOK_S sets how often the main thread looks whether all is well, and by that how old a heartbeat may be;
+REHEARSAL_STEP_S sets how long a thread may take for a step until it counts as one that hangs.
 
 REHEARSAL_KILL=STEP or STEP:3 kills the process with SIGKILL the first (third) time that a recording gets to that step,
 see `STEPS`. REHEARSAL_HANG_S=n lets a thread that gets to it wait n seconds there instead.
@@ -101,6 +103,11 @@ def main() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         at_step(name, act)
+    for name in ("LOOK_S", "STEP_S"):
+        if seconds := os.environ.get(f"REHEARSAL_{name}"):
+            from heifyd import pulse  # noqa: PLC0415 (after the clocks are set)
+
+            setattr(pulse, name, float(seconds))
     if timeout := os.environ.get("REHEARSAL_TIMEOUT_S"):
         import httpx  # noqa: PLC0415 (after the clocks are set)
 

@@ -14,7 +14,7 @@ from heifyd import __version__
 from heifyd.errors import HeifydError
 from heifyd.service import Exit
 
-_COMMANDS: Final = ("run", "check", "status", "retry", "upload", "schema", "monitoring", "sandbox", "demo")
+_COMMANDS: Final = ("run", "check", "status", "health", "retry", "upload", "schema", "monitoring", "sandbox", "demo")
 
 
 class _Commands(click.Group):

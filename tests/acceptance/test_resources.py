@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from tests.harness import (
     sha256,
     status,
 )
+from tests.terminal import Terminal
 
 QUICK = "settle_seconds: 0.3\nrescan_seconds: 0.5"
 SPED_UP = {"REHEARSAL_SPEED": "30"}
@@ -327,7 +329,7 @@ def test_a_ledger_s_file_system_that_breaks_down_holds_everything_and_the_next_s
 
 
 @pytest.mark.parametrize("fault", ["full", "broken-down"])
-def test_status_tells_while_heifyd_runs_that_its_ledger_cannot_be_written(
+def test_status_tells_while_heifyd_runs_that_its_ledger_cannot_be_written_and_that_it_lives(
     place: Place, tmp_path: Path, fault: str
 ) -> None:
     with small_disk(tmp_path, "disk", options="loop,errors=remount-ro") as disk:
@@ -337,8 +339,29 @@ def test_status_tells_while_heifyd_runs_that_its_ledger_cannot_be_written(
             put(place.calls, *numbered(0, 3))
             daemon.await_event("hold.started", owner="ledger")
             told = status(place)
-            assert told["running"] is True
+            assert (told["running"], told["alive"]) == (True, True)
             assert [(hold["scope"], hold["owner"]) for hold in told["holds"]] == [("everything", "ledger")]
+
+
+def test_a_watched_status_goes_on_while_the_ledger_cannot_be_written(
+    place: Place, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path, "disk") as disk:
+        ledger_on(disk, place)
+        with running(place) as daemon:
+            watch = [sys.executable, "-m", "heifyd", "status", "--config", str(place.config), "--watch", "0.2"]
+            with Terminal(watch, columns=250) as terminal:
+                terminal.wait_for_text("heifyd is running")
+                disk.fill()
+                recordings = put(place.calls, *numbered(0, 3))
+                daemon.await_event("hold.started", owner="ledger")
+                terminal.wait_for_text("heifyd is running", "held everything", "No space left on device")
+                disk.make_room()
+                daemon.await_event("recording.done", 3)
+                terminal.wait_for(lambda: "held" not in terminal.text, "no hold any more")
+                terminal.type("\x03")
+                assert terminal.end() == 0
+        assert_delivered(recordings, sandbox, place.calls)
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])

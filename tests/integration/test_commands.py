@@ -212,7 +212,7 @@ def test_the_demo_ends_with_0_and_shows_each_recording_where_it_should_be(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "check", "status", "retry", "upload", "schema", "monitoring", "sandbox", "demo"]
+    "command", ["run", "check", "status", "health", "retry", "upload", "schema", "monitoring", "sandbox", "demo"]
 )
 def test_every_command_explains_itself(command: str) -> None:
     run = heifyd(command, "--help")

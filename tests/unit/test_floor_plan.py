@@ -32,25 +32,27 @@ def layer(modules: str, below: tuple[Layer, ...] = (), *, why: str, **also: str)
 
 VALUES = layer("errors recording", why="Values know nothing of what is done with them.")
 PURE = layer(
-    "faults hiding holds names settle pace globs answers urls address wording",
+    "faults hiding holds names settle pace pulse globs answers urls address wording",
     (VALUES,),
     holds="faults",
     settle="faults",
     urls="faults",
+    pace="pulse",
     why="A decision takes what was seen as an argument, so it is tested without a file, a clock or a socket.",
 )
 EDGES = layer(
-    "tree probe mounts watch ledger ledger_file ledger_history ledger_rows heify filing preflight log "
+    "tree probe mounts watch ledger ledger_file ledger_history ledger_rows ledger_sql heify filing preflight log "
     "config config_source config_values api_key overview",
     (VALUES, PURE),
     watch="tree mounts",
     probe="mounts",
-    ledger="ledger_file ledger_history ledger_rows",
+    ledger="ledger_file ledger_history ledger_rows ledger_sql",
+    ledger_file="ledger_sql",
     ledger_history="ledger_file ledger_rows",
     filing="tree",
-    config="config_source config_values",
+    config="config_source config_values mounts",
     api_key="config_source config",
-    overview="ledger",
+    overview="ledger ledger_file mounts",
     why="An edge does one kind of I/O; joined to another edge it could not be replaced or tested alone.",
 )
 JOURNEYS = layer(

@@ -193,9 +193,8 @@ class Wire:
         self.answer: Handler = lambda _: httpx.Response(200)
         self.requests: list[httpx.Request] = []
         self.heify = Heify(BASE, lambda: KEY, connections=1)
-        self.heify._client._transport.close()
-        self.heify._client._transport = httpx.MockTransport(self._answer)
-        self.heify._client._mounts = {}
+        self.heify.close()
+        self.heify._direct = self.heify._proxied = httpx.MockTransport(self._answer)
 
     def _answer(self, request: httpx.Request) -> httpx.Response:
         request.read()

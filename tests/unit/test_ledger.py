@@ -25,6 +25,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from heifyd import ledger_file
 from heifyd.ledger import (
     Added,
     Claim,
@@ -92,12 +93,12 @@ def test_the_ledger_is_its_owners_alone(tmp_path: Path) -> None:
 
 
 def test_a_second_daemon_is_kept_out_until_the_first_is_gone(ledger: Ledger) -> None:
-    with closing(Ledger(ledger.path)) as second:
+    with closing(Ledger(ledger.path)):
         with pytest.raises(LedgerInUseError, match="another heifyd"):
             daemons(ledger.path)
-        assert second.is_in_use()
+        assert ledger_file.is_in_use(ledger.path)
         ledger.close()
-        assert not second.is_in_use()
+        assert not ledger_file.is_in_use(ledger.path)
         daemons(ledger.path).close()
 
 

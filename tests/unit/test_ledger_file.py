@@ -5,10 +5,8 @@ import sqlite3
 import threading
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from heifyd.ledger import (
     Added,
@@ -19,7 +17,7 @@ from heifyd.ledger import (
     State,
     set_aside,
 )
-from heifyd.ledger_file import APPLICATION_ID
+from heifyd.ledger_file import APPLICATION_ID, last_beat_s
 from heifyd.recording import Identity, Ids, Ticket
 
 FOLDER = "/var/spool/calls"
@@ -43,21 +41,67 @@ def calls(number: int) -> list[Identity]:
 
 
 class Disk:
-    """Lets SQLite find its disk full from a number of pages on (PRAGMA max_page_count), on every connection."""
+    """Lets SQLite find its disk full from a number of pages on (PRAGMA max_page_count)."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.pages = 1
-        sa.event.listen(ledger._file._engine, "checkout", self._limit)
-        ledger._file._drop_writer()
+        file = ledger._file
+        connect = file._writer_for
 
-    def _limit(self, connection: Any, *_: object) -> None:
-        connection.execute(f"PRAGMA max_page_count = {self.pages}")
+        def limited(*, synced: bool) -> sqlite3.Connection:
+            connection = connect(synced=synced)
+            connection.execute(f"PRAGMA max_page_count = {self.pages}")
+            return connection
+
+        file._writer_for = limited  # type: ignore[method-assign]
 
 
 def overwrite(path: Path, at: int, content: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(at)
         file.write(content)
+
+
+def test_a_heartbeat_is_the_last_one_and_ends_with_its_daemon(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    assert last_beat_s(path) is None
+    with closing(Ledger.of_daemon(path, Report())) as ledger:
+        assert last_beat_s(path) is None
+        for now_s in (0.5, 1.5, 1.7, 86400.9):
+            ledger.beat(now_s)
+            assert last_beat_s(path) == int(now_s)
+    assert last_beat_s(path) is None
+
+
+def test_a_heartbeat_takes_no_disk(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with closing(Ledger.of_daemon(path, Report())) as ledger:
+        before = os.stat(f"{path}.lock")
+        ledger.beat(12345.0)
+        after = os.stat(f"{path}.lock")
+    assert (after.st_size, after.st_mtime_ns) == (0, before.st_mtime_ns)
+
+
+def test_who_waits_for_the_file_goes_on_beating(tmp_path: Path) -> None:
+    report, third_beat = Report(), threading.Event()
+    beats: list[float] = []
+
+    def beat(wait_s: float) -> None:
+        beats.append(wait_s)
+        if report.changed.is_set() and len(beats) > 3:
+            third_beat.set()
+
+    with closing(Ledger.of_daemon(tmp_path / "ledger.sqlite", report, beat)) as ledger:
+        disk = Disk(ledger)
+        waiting = threading.Thread(target=ledger.add, args=(calls(300), NOW))
+        waiting.start()
+        try:
+            assert report.changed.wait(60)
+            beats.clear()
+            assert third_beat.wait(60)
+        finally:
+            disk.pages = 10_000
+            waiting.join()
 
 
 def test_what_finds_no_room_waits_is_told_of_once_and_goes_on(tmp_path: Path) -> None:
@@ -71,7 +115,7 @@ def test_what_finds_no_room_waits_is_told_of_once_and_goes_on(tmp_path: Path) ->
             assert report.changed.wait(60)
             assert outcome == []
             with pytest.raises(LedgerUnwritableError):  # what may wait for later does not hang
-                ledger._file.try_to_write(lambda db: db.exec_driver_sql("CREATE TABLE large (x)"))
+                ledger._file.try_to_write(lambda do: do.run("CREATE TABLE large (x)"))
         finally:
             disk.pages = 10_000
             waiting.join()

@@ -37,7 +37,8 @@ def counted() -> tuple[Metrics, Look]:
     now = time.time()
     subject = Subject(Path("/var/lib/heifyd/ledger.sqlite"), ("/calls",), 4, is_running=True, since=now)
     held = HoldRow("/calls", "mapping", "mapping_refused", "no such id", "correct it", now)
-    seen = Overview(True, "", [held], [FolderStatus("/calls", True, FolderCounts(1, 1, 1, 1, now - 60))], [])
+    folder = FolderStatus("/calls", configured=True, counts=FolderCounts(1, 1, 1, 1, now - 60))
+    seen = Overview(running=True, alive=True, ledger="", holds=[held], folders=[folder], uploads=[])
     return metrics, Look(subject, now, [held], seen, free_bytes=10**9)
 
 

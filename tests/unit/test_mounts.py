@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from heifyd.mounts import Mount, is_shared, mount_of, own_mounts, parse
+from heifyd.mounts import Mount, is_shared, mount_of, own_mounts, parse, silent
 
 MOUNTINFO = rb"""22 1 259:2 / / rw,relatime shared:1 - ext4 /dev/vda rw
 36 22 0:31 / /srv/calls rw,nosuid shared:7 master:2 - nfs4 pbx.example.com:/calls rw,vers=4.2
@@ -86,3 +86,7 @@ def test_a_local_file_is_not_on_a_share(tmp_path: Path) -> None:
 def test_what_the_kernel_cannot_tell_is_an_error() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         is_shared(-1)
+
+
+def test_what_is_there_and_what_is_not_both_answer(tmp_path: Path) -> None:
+    assert silent([str(tmp_path), str(tmp_path / "gone"), "/\0"], 60.0) == set()

@@ -202,7 +202,6 @@ def test_a_ledger_that_takes_nothing_fails_no_upload_and_is_not_waited_for(ledge
     ledger._file._drop_writer()
     with pytest.raises(LedgerUnwritableError):
         ledger.prune(NOW)
-    ledger._file._writer = ledger._file._engine.connect().execution_options(writes=True)
     progress = Progress(ledger, claim, clock)
 
     progress.begin()

@@ -25,7 +25,11 @@ class Place:
     def __init__(self, path: Path) -> None:
         self._out = os.memfd_create("log")
         self.ledger = Ledger(path)
-        self.turns = Turns([SALES, SUPPORT], self.ledger, log.make(Redactor(), self._out, for_reading=False))
+        self.turns = self.turns_with(stagger_s=0.0)
+
+    def turns_with(self, *, stagger_s: float) -> Turns:
+        logger = log.make(Redactor(), self._out, for_reading=False)
+        return Turns([SALES, SUPPORT], self.ledger, logger, stagger_s=stagger_s)
 
     def queue(self, folder: str, number: int) -> None:
         self.ledger.add([Identity(folder, f"{version}.wav", 1, version) for version in range(number)], 0.0)
@@ -50,6 +54,31 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 def fault(owner: Owner) -> Fault:
     return Fault(owner, "seen", "what was seen", "what to do")
+
+
+def test_a_recording_that_is_carried_quickly_has_none_beside_it(place: Place) -> None:
+    place.turns = place.turns_with(stagger_s=3600.0)
+    place.queue(SALES, 2)
+    first = place.next()
+
+    assert place.turns.next() is None
+    assert 3000 < place.turns.patience_s() <= 3600
+    place.turns.over(first)
+
+    assert place.next().claim.identity.path == "1.wav"
+
+
+def test_a_recording_that_takes_its_time_has_others_beside_it(place: Place) -> None:
+    place.turns = place.turns_with(stagger_s=0.001)
+    place.queue(SALES, 2)
+    first = place.next()
+
+    second = None
+    while second is None:
+        place.ledger.wait(place.ledger.wakes, place.turns.patience_s())
+        second = place.turns.next()
+
+    assert {first.claim.identity.path, second.claim.identity.path} == {"0.wav", "1.wav"}
 
 
 def test_one_folders_backlog_starves_no_other_and_the_oldest_goes_first(place: Place) -> None:
