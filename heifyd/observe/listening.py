@@ -11,8 +11,8 @@ from typing import Final
 from heifyd.address import Address, TcpAddress, UnixAddress
 from heifyd.errors import HeifydError
 
-BACKLOG: Final = 16
-"""So many clients at most wait to be let in, and are let in at a time."""
+BACKLOG: Final = 128
+"""So many clients at most wait to be let in."""
 
 _UNSENT_MS: Final = 20_000
 _SOCKET_MODE: Final = 0o660

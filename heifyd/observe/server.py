@@ -22,6 +22,7 @@ from heifyd.observe.wire import IDLE_S, MOST_HEAD_BYTES, Wire
 
 __all__ = ["CannotListenError", "Server", "Subject"]
 
+_AT_A_TIME: Final = 16
 _STOP_S: Final = 5.0
 
 
@@ -129,7 +130,9 @@ class Server:
         def wire() -> Wire:
             return Wire(self._config, self._state, {}, self._loop)
 
-        self._server = await self._loop.create_server(wire, sock=listener.socket, backlog=BACKLOG)
+        # To asyncio the backlog is how many clients to let in at a time, and then how many may wait for that, too.
+        self._server = await self._loop.create_server(wire, sock=listener.socket, backlog=_AT_A_TIME)
+        listener.socket.listen(BACKLOG)
         self._app.guard = _guard(listener, token)
         if before is not None:
             before.close()

@@ -29,8 +29,9 @@ class Wire(H11Protocol):
         super().connection_made(transport)
         self._hurry()
         if len(self.connections) > MOST_CONNECTIONS:
-            wires = [each for each in self.connections if isinstance(each, Wire)]
-            min(wires, key=lambda wire: wire.began_s).transport.abort()
+            oldest = min((each for each in self.connections if isinstance(each, Wire)), key=lambda wire: wire.began_s)
+            self.connections.discard(oldest)  # which is lost only later: the next one is not to find it again
+            oldest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take in that the client has gone."""
