@@ -229,7 +229,8 @@ def test_a_token_that_cannot_be_read_ends_the_start_with_78(tmp_path: Path, sand
     place = with_page(tmp_path, sandbox.url)
     place.config.write_text(place.config.read_text().replace("\nfolders", f"  token_file: {tmp_path}/none\nfolders"))
     with DaemonProcess(place.config) as daemon:
-        [told] = daemon.await_event("config.invalid")
+        daemon.wait_for(lambda: daemon.over, "the end")
+        [told] = daemon.events("config.invalid")
         assert daemon.end() == 78
     assert told["key"] == "status.token_file"
 
