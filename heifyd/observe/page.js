@@ -2,6 +2,7 @@
 // The server makes the whole page each time, so there is one place where a name becomes HTML.
 "use strict";
 
+const HERE = `${location.origin}/`; // without user and password, which fetch refuses in an address
 const EVERY_MS = 2000;
 const EVERY_UNSEEN_MS = 30000;
 const PATIENCE_MS = 8000;
@@ -93,7 +94,7 @@ async function look() {
   asking = true;
   clearTimeout(timer);
   try {
-    const answer = await fetch("/", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+    const answer = await fetch(HERE, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
     if (!answer.ok) throw new Error(`It answers with ${answer.status}.`);
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     if (isOtherPage(page)) {
