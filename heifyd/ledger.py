@@ -33,6 +33,7 @@ from heifyd.ledger_rows import (
     UploadRow,
     claim_of,
     ended_of,
+    has_ended,
     holds_table,
     is_active,
     metadata,
@@ -341,7 +342,7 @@ class Ledger:
         def read(db: Connection) -> FolderCounts:
             by_claim = {claimed: (number, oldest) for claimed, number, oldest in db.execute(active)}
             done = db.execute(ended.where(r.state == State.DONE, r.ended_at >= since)).scalar_one()
-            failed = db.execute(ended.where(r.state == State.FAILED)).scalar_one()
+            failed = db.execute(ended.where(r.state == State.FAILED, has_ended)).scalar_one()
             oldest = min((at for _, at in by_claim.values()), default=None)
             return FolderCounts(by_claim.get(False, (0,))[0], by_claim.get(True, (0,))[0], done, failed, oldest)
 
@@ -359,7 +360,8 @@ class Ledger:
 
     def failed(self, folder: str) -> list[Ended]:
         """Return a folder's failed recordings, the last first."""
-        query = sa.select(recordings).where(r.folder == folder, r.state == State.FAILED).order_by(r.ended_at.desc())
+        which = (r.folder == folder, r.state == State.FAILED, has_ended)
+        query = sa.select(recordings).where(*which).order_by(r.ended_at.desc())
         return self._file.read(lambda db: [ended_of(row) for row in db.execute(query)])
 
     def brought_back(self, found: Identity) -> None:

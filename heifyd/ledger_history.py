@@ -7,7 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from heifyd.ledger_file import LedgerFile
-from heifyd.ledger_rows import State, r, recordings
+from heifyd.ledger_rows import State, has_ended, r, recordings
 
 HOUR_S: Final = 3600
 
@@ -65,7 +65,8 @@ class History:
 
     def last_done(self, folders: Sequence[str]) -> float | None:
         """Return when a recording was done last (wall clock), None where none was."""
-        query = sa.select(sa.func.max(r.ended_at)).where(r.folder == sa.bindparam("in_folder"), r.state == State.DONE)
+        which = (r.folder == sa.bindparam("in_folder"), r.state == State.DONE, has_ended)
+        query = sa.select(sa.func.max(r.ended_at)).where(*which)
         found = self._file.read(lambda db: [db.execute(query, {"in_folder": each}).scalar_one() for each in folders])
         return max((at for at in found if at is not None), default=None)
 
@@ -73,7 +74,7 @@ class History:
         """Return the recordings that failed last, the latest first."""
         last = (
             sa.select(r.id)
-            .where(r.folder.in_(folders), r.state == State.FAILED)
+            .where(r.folder.in_(folders), r.state == State.FAILED, has_ended)
             .order_by(r.ended_at.desc())
             .limit(most)
         )

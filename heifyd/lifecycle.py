@@ -144,6 +144,7 @@ class Runner:
             self._manager.reloading()
             if daemon.damage is not None if call is Call.DAMAGED else self._is_valid():
                 self._log.info("daemon.reloading")
+                self._page.pause()
                 if not self._stop(daemon, "reloading"):
                     return Exit.INTERNAL
                 if daemon.damage is not None:

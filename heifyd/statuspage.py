@@ -81,6 +81,13 @@ class StatusPage:
         if is_news:
             self._log.info("status.listening", address=str(self._server.address), token=token is not None)
 
+    def pause(self) -> None:
+        """Tell of a heifyd that starts anew, until `go_on`."""
+        self._hanging = tuple
+        if self._server is not None and self._subject is not None:
+            self._subject = replace(self._subject, is_running=False, since=time.time())
+            self._server.at(self._subject)
+
     def go_on(self, hanging: Callable[[], Sequence[str]]) -> None:
         """Tell of a heifyd that runs; `hanging` names its threads that make no progress."""
         self._hanging = hanging

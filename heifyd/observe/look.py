@@ -6,13 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from heifyd import overview
-from heifyd.ledger import HoldRow, Ledger, LedgerError, LedgerUnwritableError
+from heifyd.ledger import HoldRow, Ledger, LedgerError
 from heifyd.ledger_history import HOUR_S, Failure, Hour
 from heifyd.overview import Overview
 
@@ -58,14 +57,6 @@ class Look:
     trouble: str | None = None
 
 
-class _RunningLedger(Ledger):
-    """The ledger of the daemon that looks: to find out whether a ledger is in use takes its lock for a moment."""
-
-    def is_in_use(self) -> bool:
-        """Tell that it is."""
-        return True
-
-
 @dataclass(slots=True)
 class Reader:
     """Reads what there is to be seen; `held` gives the holds that the ledger itself cannot hold, being their cause."""
@@ -75,16 +66,13 @@ class Reader:
 
     def read(self, subject: Subject) -> Look:
         """Look at a heifyd now. What cannot be read is told of, and not raised."""
-        kind = _RunningLedger if subject.is_running else Ledger
-        try:
+        if not subject.is_running:  # its ledger is in nobody's hands: to ask whether it is takes its lock for a moment
+            look = Look(subject, time.time(), self.held())
+        else:
             try:
-                with closing(kind(subject.ledger, create=False)) as ledger:
-                    look = self._of(ledger, subject)
-            except LedgerUnwritableError:
-                with closing(kind(subject.ledger, create=False, frozen=True)) as ledger:
-                    look = self._of(ledger, subject)
-        except (LedgerError, OSError) as error:
-            look = Look(subject, time.time(), self.held(), trouble=str(error))
+                look = overview.seen(subject.ledger, lambda ledger: self._of(ledger, subject))
+            except (LedgerError, OSError) as error:
+                look = Look(subject, time.time(), self.held(), trouble=str(error))
         return replace(look, free_bytes=_free_bytes(subject.ledger.parent))
 
     def _of(self, ledger: Ledger, subject: Subject) -> Look:

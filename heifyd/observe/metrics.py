@@ -166,7 +166,8 @@ def _gauges(look: Look | None) -> Iterator[Metric]:
     busy = GaugeMetricFamily("heifyd_workers_busy", "Workers that have a recording in hand.")
     free = GaugeMetricFamily("heifyd_ledger_disk_free_bytes", "Room that is left on the ledger's disk.")
     if look is not None:
-        readable.add_metric([], seen is not None)
+        if look.subject.is_running:
+            readable.add_metric([], seen is not None)
         workers.add_metric([], look.subject.workers)
         for hold in look.holds:
             holds.add_metric([label(hold.scope) or "everything", hold.owner, hold.reason], 1)

@@ -478,10 +478,18 @@ def test_a_ledger_that_cannot_be_read_is_told_of(tmp_path: Path, content: bytes 
     if content is not None:
         path.write_bytes(content)
 
-    look = Reader(lambda: [EVERYTHING]).read(Subject(path, (), 4, is_running=False, since=NOW))
+    look = Reader(lambda: [EVERYTHING]).read(Subject(path, (), 4, is_running=True, since=NOW))
 
     assert str(path) in str(look.trouble)
     assert (look.overview, look.holds) == (None, [EVERYTHING])
+
+
+def test_the_ledger_of_a_heifyd_that_starts_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    look = Reader(lambda: [EVERYTHING]).read(Subject(path, (), 4, is_running=False, since=NOW))
+
+    assert (look.overview, look.trouble, look.holds) == (None, None, [EVERYTHING])
+    assert os.listdir(tmp_path) == []
 
 
 # The socket
