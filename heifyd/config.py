@@ -33,6 +33,7 @@ from heifyd.config_values import (
     Extension,
     Glob,
     LedgerPath,
+    ListenAddress,
     MarkerTemplate,
     NameTemplate,
     Seconds,
@@ -52,11 +53,14 @@ __all__ = [
     "Problem",
     "RateLimit",
     "Rule",
+    "Status",
     "Watch",
     "default_ledger",
     "json_schema",
     "load",
 ]
+
+TOKEN_VARIABLE: Final = "HEIFYD_STATUS_TOKEN"  # noqa: S105 (a variable's name, and no token)
 
 SYSTEM_STATE: Final = Path("/var/lib/heifyd")
 _ANSWER_S: Final = 5.0
@@ -105,6 +109,18 @@ or from the credential heify-api-key of a systemd unit."""
 
     rate_limit: Annotated[RateLimit | None, BeforeValidator(_rate_limit)] = RateLimit()
     """How fast heifyd may send requests; off for no limit of its own."""
+
+
+class Status(_Model):
+    """The status page, health and metrics over HTTP."""
+
+    listen: ListenAddress | None = Field(default=None, examples=["127.0.0.1:9469"])
+    """Where to listen: an IP address and a port, or unix: and a path; without it there is none of it. What other \
+machines can reach takes a token."""
+
+    token_file: AbsolutePath | None = Field(default=None, examples=["/etc/heifyd/status-token"])
+    """A file that holds the token to ask of who looks. Without it the token, if there is one, comes from the \
+environment: HEIFYD_STATUS_TOKEN."""
 
 
 class Rule(_Model):
@@ -268,6 +284,9 @@ of day, each limit from its time on; off for none."""
     history_days: int = Field(default=90, ge=1, le=36_500)
     """How many days the ledger remembers recordings that are done."""
 
+    status: Status = Status()
+    """The status page, health and metrics over HTTP; off unless it has an address to listen on."""
+
     folders: Annotated[
         tuple[Folder, ...],
         Field(min_length=1, examples=[[{"path": _EXAMPLE_FOLDER, "configuration_id": EXAMPLE_ID}]]),
@@ -288,6 +307,7 @@ _MODELS: Final[Mapping[tuple[str, ...], type[_Model]]] = {
     (): Config,
     ("api",): Api,
     ("api", "rate_limit"): RateLimit,
+    ("status",): Status,
     ("folders",): Folder,
     ("folders", "rules"): Rule,
 }
@@ -325,10 +345,25 @@ def load(
     except ValidationError as invalid:
         errors = invalid.errors(include_url=False)
     keys = {path: _examples(model) for path, model in _MODELS.items()}
-    problems = config_source.explain(source, errors, keys, _crossings(source, away))
+    others = [*_crossings(source, away), *_unguarded(source, environ)]
+    problems = config_source.explain(source, errors, keys, others)
     if problems or config is None:
         raise ConfigError(problems)
     return config
+
+
+def _unguarded(source: Source, environ: Mapping[str, str]) -> Iterator[Problem]:
+    """Say where everybody on the network could look at the status page."""
+    try:
+        status = Status.model_validate(source.data.get("status", {}))
+    except ValidationError:
+        return  # told of already
+    if status.listen is None or status.listen.is_of_this_machine_alone:
+        return
+    if status.token_file is None and not environ.get(TOKEN_VARIABLE):
+        ways = f"name a file that holds one with status.token_file, or set {TOKEN_VARIABLE}; or listen on 127.0.0.1"
+        message = f"{status.listen} can be reached from other machines, which takes a token; {ways}"
+        yield source.problem(("status", "listen"), message)
 
 
 def _silent(source: Source) -> frozenset[str]:
@@ -430,12 +465,12 @@ def json_schema() -> dict[str, Any]:
     for model in models.values():
         for name, key in model["properties"].items():
             key.setdefault("title", name.replace("_", " ").capitalize())
-            if key.get("default", "") is None or key["title"] == "Api":
+            if key.get("default", "") is None or key["title"] in ("Api", "Status"):
                 del key["default"]
     schema["required"].remove("ledger")
     del models["Folder"]["properties"]["watch"]["default"]
     rate_limit = models["Api"]["properties"]["rate_limit"]
     rate_limit["anyOf"] = [{"$ref": rate_limit.pop("$ref")}, {"enum": [False, "off"]}, {"type": "null"}]
-    api = schema["properties"]["api"]
-    api["anyOf"] = [{"$ref": api.pop("$ref")}, {"type": "null"}]
+    for section in (schema["properties"]["api"], schema["properties"]["status"]):
+        section["anyOf"] = [{"$ref": section.pop("$ref")}, {"type": "null"}]
     return {"$schema": GenerateJsonSchema.schema_dialect, **schema}

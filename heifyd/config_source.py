@@ -355,6 +355,12 @@ _NO_SECRETS: Final = (
 )
 
 
+_NO_TOKENS: Final = (
+    "is no key here; the token does not go into this file: name a file that holds it with status.token_file, "
+    "or set HEIFYD_STATUS_TOKEN in the environment"
+)
+
+
 def _unknown(loc: Loc, keys: Keys) -> str:
     key = str(loc[-1])
     here = keys.get(_path(loc[:-1]), {})
@@ -364,6 +370,8 @@ def _unknown(loc: Loc, keys: Keys) -> str:
         return f"is no key here; write it {'under ' + '.'.join(home) if home else 'at the top level'}"
     if near:
         return f"is no key here; did you mean {near[0]}?"
+    if loc[0] == "status" and _SECRETIVE.search(key):
+        return _NO_TOKENS
     if _SECRETIVE.search(key):
         return _NO_SECRETS
     return f"is no key here; the keys are {', '.join(here)}"
@@ -410,7 +418,7 @@ def _shown(value: object, loc: Loc) -> str:
         return "this mapping"
     if isinstance(value, tuple):
         return "this list"
-    if value is None or loc[:1] == ("api",) or str(loc[-1]).endswith("_id") or "://" in str(value):
+    if value is None or loc[:1] in (("api",), ("status",)) or str(loc[-1]).endswith("_id") or "://" in str(value):
         return "this value"
     text = str(value).lower() if isinstance(value, bool) else repr(str(value) if isinstance(value, Path) else value)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"

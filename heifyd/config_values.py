@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
+from heifyd import address
+from heifyd.address import Address
 from heifyd.globs import compiled
 from heifyd.pace import Timetable
 from heifyd.recording import CONTENT_TYPES, is_loopback
@@ -160,6 +162,17 @@ AbsolutePath: TypeAlias = Annotated[Path, BeforeValidator(_absolute), _ABSOLUTE]
 TargetPath: TypeAlias = Annotated[Path, WithJsonSchema({"type": "string", "minLength": 1})]
 DirectoryPath: TypeAlias = Annotated[Path, BeforeValidator(_directory), _ABSOLUTE]
 LedgerPath: TypeAlias = Annotated[Path, BeforeValidator(_ledger), _ABSOLUTE]
+
+
+def _address(value: object) -> Address:
+    if not isinstance(value, str):
+        raise ValueError('is not an address in quotes; write "127.0.0.1:9469"')  # noqa: TRY004 (pydantic collects ValueError)
+    return address.parsed(value)
+
+
+ListenAddress: TypeAlias = Annotated[
+    Address, BeforeValidator(_address), WithJsonSchema({"type": "string", "pattern": address.PATTERN})
+]
 
 
 def _fields(template: str, known: tuple[str, ...]) -> list[str]:

@@ -13,7 +13,7 @@ from heifyd import __version__, faults, ledger, mounts, watch
 from heifyd.api_key import read_key
 from heifyd.config import Config, ConfigError, Folder
 from heifyd.faults import FaultError
-from heifyd.heify import Heify, boot_clock_s, boot_id
+from heifyd.heify import Heify, Listener, boot_clock_s, boot_id
 from heifyd.intake import Intake, Manner
 from heifyd.ledger import HoldRow, Ledger, LedgerDamagedError, LedgerError, LedgerUnwritableError
 from heifyd.log import Log, Redactor
@@ -63,9 +63,18 @@ class Daemon:
     """All threads of one configuration: one intake a folder, the workers, and watchdog's."""
 
     def __init__(
-        self, settings: Config, key: Callable[[], str], log: Log, calls: Calls, report: Callable[[str | None], None]
+        self,
+        settings: Config,
+        key: Callable[[], str],
+        log: Log,
+        calls: Calls,
+        report: Callable[[str | None], None],
+        listener: Listener | None = None,
     ) -> None:
-        """Build the rooms; `report` is told when the ledger cannot be written, and None after. Raises LedgerError."""
+        """Build the rooms; `report` is told when the ledger cannot be written, and None after. Raises LedgerError.
+
+        `listener` is told of every request to Heify.
+        """
         boot_id()  # read once, while there are descriptors to read it with
         self._settings = settings
         self.ledger = settings.ledger
@@ -84,8 +93,10 @@ class Daemon:
         self._ledger = _open_ledger(settings.ledger, partial(Ledger.of_daemon, report=report, beat=beat), log)
         self.beat()
         self._observing = Observing()
-        bandwidth = Bandwidth(settings.bandwidth_limit)
-        self._heify = Heify(settings.api.base_url, key, connections=settings.workers, bandwidth=bandwidth, beat=beat)
+        bandwidth, connections = Bandwidth(settings.bandwidth_limit), settings.workers
+        self._heify = Heify(
+            settings.api.base_url, key, connections=connections, bandwidth=bandwidth, beat=beat, listener=listener
+        )
         limit = settings.api.rate_limit
         bucket = TokenBucket.full(limit.per_minute, limit.burst, time.monotonic()) if limit else None
         folders = {os.fspath(folder.path): folder for folder in settings.folders}
@@ -160,6 +171,10 @@ class Daemon:
             self._log.critical("thread.unresponsive", thread=thread, detail=hanging[thread])
         self._late_before, self._hanging = hanging.keys(), still
         return not still
+
+    def hanging(self) -> list[str]:
+        """Return the threads that do not get on, as of the last `look`."""
+        return sorted(self._hanging)
 
     def _tell_of_silent(self, silent: set[str]) -> None:
         if silent == self._away.keys():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -53,6 +53,19 @@ TIMEOUT: Final = httpx.Timeout(None, connect=10.0, write=60.0, read=60.0)
 """Seconds. `write` is for one send in which not a byte moves: a slow link never meets it, a dead one always."""
 
 
+_Answer: TypeAlias = tuple[int, httpx.Headers, bytes]
+
+
+class Listener(Protocol):
+    """Who is told of every request. It is called by many threads, and must neither wait nor raise."""
+
+    def sent(self, size_bytes: int) -> None:
+        """Take in that so many bytes of a recording are on their way."""
+
+    def answered(self, endpoint: str, outcome: str) -> None:
+        """Take in that a request is over: by the HTTP status of its answer, or by the reason that there was none."""
+
+
 class TruncatedError(HeifydError):
     """The file became shorter while it was sent; the storage got no complete body and keeps nothing."""
 
@@ -80,9 +93,11 @@ class Heify:
         connections: int,
         bandwidth: Bandwidth | None = None,
         beat: Beat = unwatched,
+        listener: Listener | None = None,
     ) -> None:
         """`key` is asked before each request, so that a key that was replaced is used at once."""
         self._beat = beat
+        self._listener = listener
         self._bandwidth = bandwidth or Bandwidth(None)
         self._is_cut_off = threading.Event()
         self._base_url = base_url
@@ -153,7 +168,9 @@ class Heify:
         headers["Content-Length"] = str(size_bytes)
         body = self._pieces(fd, size_bytes, sent)
         read_s = _answer_s(size_bytes)
-        status, answer_headers, answer = self._send("PUT", ticket.url, headers, body, "the storage", read_s=read_s)
+        status, answer_headers, answer = self._told_of(
+            "put", lambda: self._send("PUT", ticket.url, headers, body, "the storage", read_s=read_s)
+        )
         if status == httpx.codes.OK:
             return
         code, message = (self._shown(said, ticket.url) for said in storage_error(answer))
@@ -189,8 +206,9 @@ class Heify:
     def _call(self, path: str, body: dict[str, str]) -> dict[str, Any]:
         self._last_key = self._key()
         headers = {"Content-Type": "application/json", "x-api-key": self._last_key}
-        status, answer_headers, answer = self._send(
-            "POST", self._base_url + path, headers, json.dumps(body).encode(), "Heify"
+        content = json.dumps(body).encode()
+        status, answer_headers, answer = self._told_of(
+            path.lstrip("/"), lambda: self._send("POST", self._base_url + path, headers, content, "Heify")
         )
         if status != httpx.codes.OK:
             message = self._shown(api_message(answer))
@@ -215,8 +233,24 @@ class Heify:
             yield piece
             at += len(piece)
             sent(len(piece))
+            if self._listener is not None:
+                self._listener.sent(len(piece))
             most_bytes = next_piece_bytes(most_bytes, time.monotonic() - began_s, PIECE_BYTES)
         self._beat(_exchange_s(_answer_s(size_bytes)))
+
+    def _told_of(self, endpoint: str, send: Callable[[], _Answer]) -> _Answer:
+        """Make one request, and tell the listener how it ended."""
+        outcome = "cut_short"  # which the file is, where it is no fault that ends the request
+        try:
+            answer = send()
+            outcome = str(answer[0])
+        except FaultError as error:
+            outcome = error.fault.reason
+            raise
+        finally:
+            if self._listener is not None:
+                self._listener.answered(endpoint, outcome)
+        return answer
 
     def _shown(self, said: str, url: str = "") -> str:
         """Return what a server said as it may be shown and kept: without what is secret, and not longer than a line."""
@@ -232,7 +266,7 @@ class Heify:
         who: str,
         *,
         read_s: float | None = None,
-    ) -> tuple[int, httpx.Headers, bytes]:
+    ) -> _Answer:
         """Make one request; return status, headers and body, of which at most `MOST_ANSWER_BYTES` are read.
 
         `read_s` is how long an answer may be in coming, instead of `TIMEOUT`'s own. It goes to httpx's transport, past

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import struct
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
@@ -28,6 +29,9 @@ APPLICATION_ID: Final = 0x48656966
 SCHEMA: Final = 1
 _AGAIN_S: Final = 1.0
 _BUSY_S: Final = 30.0
+_ASKING_S: Final = 0.5
+"""Who only asks whether a ledger is in use has its lock for a moment; a daemon that has it keeps it."""
+
 _PRIMARY: Final = 0xFF
 _SMALLEST_PAGE_BYTES: Final = 512
 _CACHE_KIB: Final = 512
@@ -232,11 +236,14 @@ def lock(path: Path) -> int:
         fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise _meaning(path, error) from None
-    if _is_locked(fd):
-        os.close(fd)
-        raise LedgerInUseError(
-            f"{path}: another heifyd is using this ledger; stop it, or give this one its own `ledger:`"
-        )
+    until_s = time.monotonic() + _ASKING_S
+    while _is_locked(fd):
+        if time.monotonic() > until_s:
+            os.close(fd)
+            raise LedgerInUseError(
+                f"{path}: another heifyd is using this ledger; stop it, or give this one its own `ledger:`"
+            )
+        time.sleep(_ASKING_S / 10)
     return fd
 
 

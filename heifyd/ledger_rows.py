@@ -87,6 +87,8 @@ recordings = sa.Table(
 )
 r = recordings.c
 is_active = r.ended_at.is_(None)
+has_ended = r.ended_at.is_not(None)
+"""What a query must ask for, too, that is to be answered by the index `ended`."""
 
 sa.Index("one_row_an_identity", r.folder, r.path, r.size_bytes, r.mtime_ns, unique=True)
 sa.Index("one_active_a_path", r.folder, r.path, unique=True, sqlite_where=is_active, postgresql_where=is_active)
@@ -96,8 +98,8 @@ sa.Index(
     r.folder,
     r.state,
     r.ended_at,
-    sqlite_where=r.ended_at.is_not(None),
-    postgresql_where=r.ended_at.is_not(None),
+    sqlite_where=has_ended,
+    postgresql_where=has_ended,
 )
 
 holds_table = sa.Table(

@@ -13,9 +13,10 @@ from heifyd.api_key import read_key
 from heifyd.config import ConfigError
 from heifyd.daemon import Daemon, key_reader, set_aside_ledger
 from heifyd.faults import Fault
-from heifyd.ledger import Ledger, LedgerError, LedgerInUseError, LedgerUnwritableError
+from heifyd.ledger import HoldRow, Ledger, LedgerError, LedgerInUseError, LedgerUnwritableError
 from heifyd.log import Log, Redactor, libraries_to
 from heifyd.service import Call, Calls, Exit, Manager, for_other_threads, signals_to
+from heifyd.statuspage import StatusPage
 
 _HOUSEKEEPING_S: Final = 3600.0
 _AGAIN_S: Final = 1.0
@@ -29,16 +30,24 @@ class LedgerHold:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._began_s: float | None = None
+        self._row: HoldRow | None = None
+
+    @property
+    def rows(self) -> list[HoldRow]:
+        """The hold, while it lasts."""
+        row = self._row
+        return [] if row is None else [row]
 
     def __call__(self, trouble: str | None) -> None:
         """Take in what is wrong, or None where that is over."""
         if trouble is not None and self._began_s is None:
             self._began_s = time.monotonic()
             fault = faults.of_ledger(trouble)
+            self._row = HoldRow("", fault.owner, fault.reason, fault.detail, fault.advice, time.time())
             self._log.error("hold.started", **self._about(fault), detail=fault.detail, what_to_do=fault.advice)
         elif trouble is None and self._began_s is not None:
             lasted_s = round(time.monotonic() - self._began_s, 1)
-            self._began_s = None
+            self._began_s = self._row = None
             self._log.info("hold.ended", **self._about(faults.of_ledger("")), lasted_s=lasted_s)
 
     @staticmethod
@@ -103,6 +112,7 @@ class Runner:
         self._calls = calls
         self._manager = manager
         self._ledger_hold = LedgerHold(log)
+        self._page = StatusPage(path, environ, log, redact, lambda: self._ledger_hold.rows)
         self._rejected = ""
         self._look_s = min(pulse.LOOK_S, (manager.watchdog_s or pulse.LOOK_S * 2) / 2)
         self._next_look_s = 0.0
@@ -120,6 +130,8 @@ class Runner:
             self._log.critical("ledger.unusable", detail=str(error))
             self._manager.alive(str(error))
             return Exit.IN_USE if isinstance(error, LedgerInUseError) else Exit.CONFIG
+        finally:
+            self._page.stop()
 
     def _run(self) -> Exit:
         daemon = self._started()
@@ -132,6 +144,7 @@ class Runner:
             self._manager.reloading()
             if daemon.damage is not None if call is Call.DAMAGED else self._is_valid():
                 self._log.info("daemon.reloading")
+                self._page.pause()
                 if not self._stop(daemon, "reloading"):
                     return Exit.INTERNAL
                 if daemon.damage is not None:
@@ -144,7 +157,7 @@ class Runner:
                 self._manager.ready(self._status(daemon))
         self._log.info("daemon.stopping")
         self._manager.stopping("stopping")
-        stopped = self._stop(daemon, "stopping")
+        stopped = self._page.stop() & self._stop(daemon, "stopping")
         self._log.info("daemon.stopped")
         return Exit.OK if stopped and call is Call.STOP else Exit.INTERNAL
 
@@ -153,9 +166,11 @@ class Runner:
         while True:
             settings = config.load(self._path, self._environ, may_be_missing=_known_before)
             self._redact.hide(read_key(settings.api, self._environ))
+            self._page.show(settings)
             key = key_reader(settings, self._environ, self._redact)
+            log, listener = self._page.log, self._page.listener
             try:
-                daemon = Daemon(settings, key, self._log, self._calls, self._ledger_hold)
+                daemon = Daemon(settings, key, log, self._calls, self._ledger_hold, listener)
             except LedgerUnwritableError as error:
                 self._ledger_hold(str(error))
                 if self._is_due():
@@ -167,6 +182,7 @@ class Runner:
             self._ledger_hold(None)
             with for_other_threads():
                 daemon.start()
+            self._page.go_on(daemon.hanging)
             self._rejected = ""
             self._next_look_s = self._next_housekeeping_s = 0.0
             self._manager.ready(self._status(daemon))
@@ -218,7 +234,9 @@ class Runner:
     def _is_valid(self) -> bool:
         """Tell whether the configuration could be used; where it could not, the log says why and nothing changes."""
         try:
-            read_key(config.load(self._path, self._environ, may_be_missing=_known_before).api, self._environ)
+            settings = config.load(self._path, self._environ, may_be_missing=_known_before)
+            read_key(settings.api, self._environ)
+            self._page.show(settings)
         except ConfigError as error:
             _log_problems(self._log, "config.rejected", error)
             self._rejected = f"the new configuration is rejected, the former one goes on ({error.problems[0]}); "

@@ -168,6 +168,7 @@ class Uploads:
             wait_ms=sent.wait_ms if sent else None,
             url_ms=sent.url_ms if sent else None,
             put_ms=sent.put_ms if sent else None,
+            total_ms=max(0, round((time.time() - claim.settled_at) * 1000)),
             filed_at=filed_at,
         )
         self._ledger.ended(claim, State.DONE, time.time(), filed_at=filed_at)

@@ -16,7 +16,7 @@ from heifyd.errors import HeifydError
 from heifyd.service import Exit
 
 _DAILY: Final = ("run", "check", "status", "health", "retry", "upload")
-_BESIDES: Final = ("schema", "completion", "sandbox", "demo")
+_BESIDES: Final = ("schema", "completion", "monitoring", "sandbox", "demo")
 _COMMANDS: Final = (*_DAILY, *_BESIDES)
 
 

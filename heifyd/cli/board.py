@@ -16,9 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from heifyd.cli.status import age, printable
 from heifyd.ledger import UploadRow
 from heifyd.overview import FolderStatus, Overview
+from heifyd.wording import age, printable
 
 _MOST_UPLOADS: Final = 10
 _TABLE_COLUMNS: Final = 70

@@ -19,6 +19,7 @@ _MEANINGS: Final[Mapping[int, str]] = {
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "HEIFYD_CONFIG": "the configuration, where --config is not given",
     "HEIFY_API_KEY": "the API key, where the configuration has no key_file",
+    "HEIFYD_STATUS_TOKEN": "the status page's token, where the configuration has no token_file",
     "HTTPS_PROXY, NO_PROXY": "the way to Heify, where there is a proxy",
     "SSL_CERT_FILE": "the certificates that Heify's is checked by, instead of the usual ones",
     "STATE_DIRECTORY": "where the ledger is, if the configuration does not say; systemd sets it",

@@ -33,7 +33,7 @@ from heifyd.cli.explained import CONFIG_FILE, Explained
 def command(config_path: Path, as_json: bool) -> int:
     """Tell whether the daemon runs and all of its threads get on, and what is held and why."""
     from heifyd import config, overview
-    from heifyd.cli.status import printable
+    from heifyd.wording import printable
 
     settings = config.load(config_path, os.environ, may_be_missing=lambda *_: True)
     folders = [os.fspath(folder.path) for folder in settings.folders]

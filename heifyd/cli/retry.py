@@ -10,7 +10,7 @@ import click
 
 from heifyd.cli import config_option
 from heifyd.cli.explained import CONFIG_FILE, Explained
-from heifyd.cli.status import printable
+from heifyd.wording import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

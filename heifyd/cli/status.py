@@ -63,16 +63,3 @@ def command(config_path: Path, as_json: bool, every_s: float | None) -> int:
     else:
         Console().print(Board(look()))
     return 0
-
-
-def printable(name: str) -> str:
-    """Make a file name fit for a terminal: bytes that are not UTF-8 and control characters are written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in name)
-
-
-def age(seconds: float) -> str:
-    """Write an age for reading, such as ``5 s``, ``12 min`` or ``3 d``."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"

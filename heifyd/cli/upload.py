@@ -9,8 +9,8 @@ import click
 
 from heifyd.cli import config_option
 from heifyd.cli.explained import CONFIG_FILE, Explained
-from heifyd.cli.status import printable
 from heifyd.errors import HeifydError
+from heifyd.wording import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -223,7 +223,10 @@ def test_the_demo_ends_with_0_and_shows_each_recording_where_it_should_be(tmp_pa
     assert "Signature=" not in run.stdout
 
 
-COMMANDS = ["run", "check", "status", "health", "retry", "upload", "schema", "completion", "sandbox", "demo"]
+COMMANDS = [
+    *("run", "check", "status", "health", "retry", "upload"),
+    *("schema", "completion", "monitoring", "sandbox", "demo"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

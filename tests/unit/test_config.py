@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from heifyd import config
-from heifyd.api_key import read_key
-from heifyd.config import Api, Config, ConfigError, Folder, Problem, RateLimit, Rule, load
+from heifyd.address import Address, TcpAddress, UnixAddress
+from heifyd.api_key import read_key, read_token
+from heifyd.config import Api, Config, ConfigError, Folder, Problem, RateLimit, Rule, Status, load
 from heifyd.errors import HeifydError
 from heifyd.recording import CONTENT_TYPES, Ids
 
@@ -958,7 +959,7 @@ def test_a_key_file_that_is_none_is_told_why(unfit_key_files: dict[str, Path]) -
     expected = {
         "none": "cannot be read (No such file or directory); let heifyd's user read it, or correct the path",
         "empty": "is empty; write the API key into the file",
-        "long": "is too long for an API key; write the path of a file that holds the key and nothing else",
+        "long": "is too long; write the path of a file that holds the API key and nothing else",
         "pipe": "is not a regular file; write the path of a file that holds the API key",
         "directory": "is not a regular file; write the path of a file that holds the API key",
     }
@@ -966,6 +967,102 @@ def test_a_key_file_that_is_none_is_told_why(unfit_key_files: dict[str, Path]) -
         with pytest.raises(ConfigError) as error:
             read_key(Api(key_file=unfit_key_files[name]), {"HEIFY_API_KEY": CANARY})
         assert str(error.value) == f"{unfit_key_files[name]}: api.key_file: {message}"
+
+
+# The status page
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("127.0.0.1:9469", TcpAddress("127.0.0.1", 9469)),
+        ("127.9.9.9:0", TcpAddress("127.9.9.9", 0)),
+        ('"[::1]:65535"', TcpAddress("::1", 65535)),
+        ("unix:/run/heifyd/status.sock", UnixAddress("/run/heifyd/status.sock")),
+    ],
+)
+def test_who_listens_for_this_machine_alone_needs_no_token(
+    tmp_path: Path, calls: Path, written: str, address: Address
+) -> None:
+    status = loaded(tmp_path, f"status: {{listen: {written}}}\n{folder_with(calls)}").status
+
+    assert status.listen == address
+    assert status.listen.is_of_this_machine_alone
+    assert str(address) == written.strip('"')
+    assert read_token(status, {}) is None
+
+
+def test_without_an_address_there_is_no_status_page(tmp_path: Path, calls: Path) -> None:
+    assert loaded(tmp_path, f"status:\n{folder_with(calls)}").status == Status(listen=None, token_file=None)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("9469", "':9469'", "localhost:9469", "127.0.0.1", "127.0.0.1:65536", "127.0.0.256:1", "'[127.0.0.1]:1'"),
+        *("'[::1]'", "'[::1]:x'", "::1:9469", "'[:::1]:9469'", "http://127.0.0.1:9469", "unix:run/x", "'unix:'", "''"),
+        *("['::1']", "{host: 127.0.0.1}", "true", f"unix:/{'x' * 100}"),
+    ],
+)
+def test_what_is_no_address_is_refused_on_its_line(tmp_path: Path, calls: Path, bad: str) -> None:
+    [problem] = refused(tmp_path, f"{folder_with(calls)}status:\n  listen: {bad}\n")
+
+    assert (problem.line, problem.key) == (5, "status.listen")
+    assert "; write " in problem.message
+
+
+@pytest.mark.parametrize("public", ["0.0.0.0:9469", "[::]:9469", "192.168.1.7:9469", "[2001:db8::1]:9469"])
+def test_what_others_can_reach_takes_a_token_and_the_line_says_so(tmp_path: Path, calls: Path, public: str) -> None:
+    text = f'status:\n  listen: "{public}"\n{folder_with(calls)}'
+    token = tmp_path / "token"
+
+    [problem] = refused(tmp_path, text)
+    assert (problem.line, problem.key) == (2, "status.listen")
+    assert problem.message == (
+        f"{public} can be reached from other machines, which takes a token; name a file that holds one with "
+        "status.token_file, or set HEIFYD_STATUS_TOKEN; or listen on 127.0.0.1"
+    )
+    environ = {"STATE_DIRECTORY": str(tmp_path), "HEIFYD_STATUS_TOKEN": CANARY}
+    assert load(written(tmp_path, text), environ).status.token_file is None
+    with_file = text.replace("\nfolders", f"\n  token_file: {token}\nfolders")
+    assert loaded(tmp_path, with_file).status.token_file == token
+
+
+def test_a_lacking_token_is_told_together_with_whatever_else_is_wrong(tmp_path: Path, calls: Path) -> None:
+    lines = told(tmp_path, f"workers: 0\nstatus:\n  listen: 0.0.0.0:1\n{folder_with(calls)}")
+
+    assert [line.split(": ")[:2] for line in lines] == [["1", "workers"], ["3", "status.listen"]]
+
+
+def test_the_token_comes_from_its_file_before_the_environment(key_file: Path) -> None:
+    assert read_token(Status(token_file=key_file), {"HEIFYD_STATUS_TOKEN": "another one of them"}) == CANARY
+    assert read_token(Status(), {"HEIFYD_STATUS_TOKEN": f" {CANARY}\n"}) == CANARY
+    assert read_token(Status(), {"HEIFYD_STATUS_TOKEN": ""}) is None
+
+
+def test_a_token_that_is_none_is_told_why_and_never_shown(tmp_path: Path, unfit_key_files: dict[str, Path]) -> None:
+    for name, path in unfit_key_files.items():
+        with pytest.raises(ConfigError, match=r"status\.token_file: (is|cannot) ") as error:
+            read_token(Status(token_file=path), {"HEIFYD_STATUS_TOKEN": CANARY})
+        assert "API" not in str(error.value), name
+    short = tmp_path / "short"
+    short.write_text(CANARY[:15])
+    short.chmod(0o600)
+    for status, environ in ((Status(token_file=short), {}), (Status(), {"HEIFYD_STATUS_TOKEN": CANARY[:15]})):
+        with pytest.raises(ConfigError, match="is too short") as error:
+            read_token(status, environ)
+        assert CANARY[:15] not in str(error.value)
+    short.chmod(0o644)
+    with pytest.raises(ConfigError, match=r"can be read by every user; run `chmod o-r [^`]*`$"):
+        read_token(Status(token_file=short), {})
+
+
+@pytest.mark.parametrize("key", ["token", "password", "token_file", "listen"])
+def test_a_token_in_the_file_is_told_where_it_belongs_and_never_shown(tmp_path: Path, calls: Path, key: str) -> None:
+    [message] = told(tmp_path, f"status:\n  {key}: {CANARY}\n{folder_with(calls)}")
+
+    assert CANARY not in message
+    assert "file" in message or "address" in message or "path" in message
 
 
 # The ledger
@@ -1042,8 +1139,8 @@ def test_the_example_loads_and_shows_the_defaults(tmp_path: Path, example: str) 
 def test_the_example_loads_with_all_its_settings_in_use_and_has_every_key(tmp_path: Path, example: str) -> None:
     found = loaded(tmp_path, in_full(example))
 
-    for model in (found, found.api, found.api.rate_limit, found.folders[0]):
-        assert isinstance(model, (Config, Api, RateLimit, Folder))
+    for model in (found, found.api, found.api.rate_limit, found.status, found.folders[0]):
+        assert isinstance(model, (Config, Api, RateLimit, Status, Folder))
         assert model.model_fields_set == set(type(model).model_fields)
     assert {key for rule in found.folders[0].rules for key in rule.model_fields_set} == set(Rule.model_fields)
 
@@ -1058,7 +1155,7 @@ def test_the_schema_is_valid_and_has_words_for_every_key() -> None:
         assert key["title"], name
         assert key["description"].endswith("."), name
     assert {name for name, _ in keys_of(schema)} == {
-        name for model in (Config, Api, RateLimit, Folder, Rule) for name in model.model_fields
+        name for model in (Config, Api, RateLimit, Status, Folder, Rule) for name in model.model_fields
     }
 
 

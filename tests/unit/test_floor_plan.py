@@ -32,7 +32,7 @@ def layer(modules: str, below: tuple[Layer, ...] = (), *, why: str, **also: str)
 
 VALUES = layer("errors recording", why="Values know nothing of what is done with them.")
 PURE = layer(
-    "faults hiding holds names settle pace pulse globs answers urls",
+    "faults hiding holds names settle pace pulse globs answers urls address wording",
     (VALUES,),
     holds="faults",
     settle="faults",
@@ -41,13 +41,14 @@ PURE = layer(
     why="A decision takes what was seen as an argument, so it is tested without a file, a clock or a socket.",
 )
 EDGES = layer(
-    "tree probe mounts watch ledger ledger_file ledger_rows ledger_sql heify filing preflight log "
+    "tree probe mounts watch ledger ledger_file ledger_history ledger_rows ledger_sql heify filing preflight log "
     "config config_source config_values api_key overview",
     (VALUES, PURE),
     watch="tree mounts",
     probe="mounts",
-    ledger="ledger_file ledger_rows ledger_sql",
+    ledger="ledger_file ledger_history ledger_rows ledger_sql",
     ledger_file="ledger_sql",
+    ledger_history="ledger_file ledger_rows",
     filing="tree",
     config="config_source config_values mounts",
     api_key="config_source config",
@@ -62,10 +63,15 @@ JOURNEYS = layer(
     why="A journey joins the edges. The two meet in the ledger and nowhere else, so nothing is called backwards.",
 )
 SERVICE = layer("service", (layer("errors", why=""),), why="Signals and exit codes are the process's, not the work's.")
+OBSERVE = layer(
+    "observe",
+    (VALUES, PURE, EDGES),
+    why="Who looks at heifyd takes no part in its work: nothing that it knows comes from a journey but by its log.",
+)
 DAEMON = layer(
-    "daemon lifecycle",
-    (VALUES, PURE, EDGES, JOURNEYS, SERVICE),
-    lifecycle="daemon",
+    "daemon lifecycle statuspage",
+    (VALUES, PURE, EDGES, JOURNEYS, SERVICE, OBSERVE),
+    lifecycle="daemon statuspage",
     why="The daemon makes the rooms and their threads; it prints nothing and rehearses nothing.",
 )
 SANDBOX = layer(
@@ -75,11 +81,11 @@ SANDBOX = layer(
 )
 COMMANDS = layer(
     "cli __main__",
-    (VALUES, PURE, EDGES, JOURNEYS, SERVICE, DAEMON, SANDBOX),
+    (VALUES, PURE, EDGES, JOURNEYS, SERVICE, OBSERVE, DAEMON, SANDBOX),
     __main__="cli",
     why="A command may call on anything; nothing calls on a command.",
 )
-LAYERS = (VALUES, PURE, EDGES, JOURNEYS, SERVICE, DAEMON, SANDBOX, COMMANDS)
+LAYERS = (VALUES, PURE, EDGES, JOURNEYS, SERVICE, OBSERVE, DAEMON, SANDBOX, COMMANDS)
 LAYER_OF = {module: each for each in LAYERS for module in each.modules}
 
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -1,8 +1,10 @@
 """The ledger's file: what heifyd does when it has no room, is damaged, or was never a ledger."""
 
+import fcntl
 import os
 import sqlite3
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -234,3 +236,16 @@ def test_a_url_leaves_no_bytes_behind_once_it_is_forgotten(tmp_path: Path) -> No
     kept = path.read_bytes()
 
     assert {at for at in range(20) if f"canary{at:04}".encode() in kept} == {16, 17, 18, 19}
+
+
+def test_who_only_asks_whether_a_ledger_is_in_use_keeps_no_daemon_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    asking = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(asking, fcntl.LOCK_EX)
+    monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN))
+
+    with closing(Ledger.of_daemon(path, lambda _: None)):
+        pass
+    os.close(asking)

@@ -69,6 +69,25 @@ def test_a_line_is_a_json_object_that_begins_with_time_level_and_event(page: Pag
     assert abs((datetime.now(UTC) - at).total_seconds()) < 60
 
 
+def test_a_telling_logger_writes_as_the_other_does_and_tells_of_each_event_with_what_was_bound(page: Page) -> None:
+    told: list[dict[str, object]] = []
+    telling = log.telling(page.log.bind(folder="/calls"), lambda event: told.append(dict(event)))
+
+    telling.bind(file="call.wav").info("recording.done", size_bytes=7)
+    telling.debug("recording.debugged")
+    page.log.info("daemon.started")
+
+    assert told == [{"event": "recording.done", "folder": "/calls", "file": "call.wav", "size_bytes": 7}]
+    done, started = page.lines
+    assert (done["event"], done["folder"], done["file"], done["size_bytes"]) == (
+        "recording.done",
+        "/calls",
+        "call.wav",
+        7,
+    )
+    assert (done["level"], started["event"], "folder" in started) == ("info", "daemon.started", False)
+
+
 def test_any_file_name_makes_one_line_from_which_it_can_be_had_again(page: Page, odd_name: str) -> None:
     page.log.info("recording.settled", file=odd_name)
 
