@@ -21,6 +21,8 @@ class TcpAddress:
     host: str
     port: int
 
+    is_a_path = False
+
     @property
     def is_of_this_machine_alone(self) -> bool:
         """Whether nobody elsewhere can reach it."""
@@ -35,6 +37,8 @@ class UnixAddress:
     """The absolute path of a Unix socket."""
 
     path: str
+
+    is_a_path = True
 
     @property
     def is_of_this_machine_alone(self) -> bool:

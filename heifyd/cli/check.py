@@ -66,6 +66,7 @@ def command(config_path: Path, online: bool, systemd_dropin: bool) -> int:
     for folder in settings.folders:
         findings += _folder(folder)
     findings += _inotify(settings)
+    findings += _status(settings)
     if online:
         findings += _online(settings)
     console = Console()
@@ -186,6 +187,22 @@ def _inotify(settings: "Config") -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "inotify", text)
+
+
+def _status(settings: "Config") -> Iterator[Finding]:
+    from heifyd.api_key import read_token
+    from heifyd.config import ConfigError
+
+    listen = settings.status.listen
+    if listen is None:
+        return
+    try:
+        token = read_token(settings.status, os.environ)
+    except ConfigError as error:
+        yield Finding("error", "status page", str(error))
+        return
+    who = "who has the token" if token else "whoever may open the socket" if listen.is_a_path else "this machine"
+    yield Finding("ok", "status page", f"listens on {listen}, for {who}")
 
 
 def _directories(folder: "Folder") -> int:

@@ -139,5 +139,5 @@ class Server:
 
 
 def _guard(listener: Listener, token: str | None) -> Guard:
-    is_port = listener.inode is None
-    return Guard(token, is_loopback=is_port and listener.address.is_of_this_machine_alone)
+    address = listener.address
+    return Guard(token, is_loopback=address.is_of_this_machine_alone and not address.is_a_path)

@@ -69,6 +69,33 @@ def test_check_finds_a_done_directory_that_cannot_be_made(tmp_path: Path, sandbo
     assert "files cannot be moved" in run.stdout
 
 
+@pytest.mark.parametrize(
+    ("listen", "environ", "said", "code"),
+    [
+        ("127.0.0.1:9469", {}, "ok      listens on 127.0.0.1:9469, for this machine", 0),
+        ("unix:/run/x.sock", {}, "ok      listens on unix:/run/x.sock, for whoever may open the socket", 0),
+        ("0.0.0.0:1", {"HEIFYD_STATUS_TOKEN": "x" * 16}, "ok      listens on 0.0.0.0:1, for who has the token", 0),
+        ("0.0.0.0:1", {"HEIFYD_STATUS_TOKEN": "x" * 15}, "error   environment: HEIFYD_STATUS_TOKEN: is too short", 1),
+    ],
+)
+def test_check_tells_where_the_status_page_is_and_for_whom(
+    tmp_path: Path, sandbox: Sandbox, listen: str, environ: dict[str, str], said: str, code: int
+) -> None:
+    place = make_place(tmp_path, sandbox.url, settings=f'status: {{listen: "{listen}"}}')
+
+    run = heifyd("check", "--config", str(place.config), **environ)
+
+    assert run.returncode == code, run.stdout
+    assert f"status page\n  {said}" in run.stdout
+
+
+def test_monitoring_prints_what_prometheus_and_grafana_read() -> None:
+    rules, dashboard = heifyd("monitoring", "alerts"), heifyd("monitoring", "dashboard")
+
+    assert [group["name"] for group in yaml.safe_load(rules.stdout)["groups"]] == ["heifyd"]
+    assert json.loads(dashboard.stdout)["title"] == "heifyd"
+
+
 def test_check_prints_the_drop_in_of_the_systemd_unit_and_nothing_else(place: Place) -> None:
     run = heifyd("check", "--systemd-dropin", "--config", str(place.config))
 
