@@ -6,8 +6,12 @@ import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Final
 
 from heifyd import mounts
+
+_FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC
+"""The inode of the machine's own PID namespace: PROC_PID_INIT_INO of the kernel's include/linux/proc_ns.h."""
 
 
 class Check(Enum):
@@ -53,9 +57,14 @@ def writers(fd: int, proc: Path = Path("/proc")) -> Writers:
 
 
 def _writers_in_proc(wanted: os.stat_result, proc: Path) -> Writers:
-    """Look through every process's descriptors; only a complete look can say that there is no writer."""
-    complete = True
-    for process in filter(str.isdigit, os.listdir(proc)):
+    """Look through every process's descriptors; only a complete look can say that there is no writer.
+
+    In a container there are only the container's processes, and /proc may be mounted so that others' are hidden, the
+    first one among them (pid_namespaces(7), proc(5), "hidepid").
+    """
+    processes = [*filter(str.isdigit, os.listdir(proc))]
+    complete = "1" in processes and os.stat(proc / "self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
+    for process in processes:
         try:
             if _process_writes(proc / process, wanted):
                 return Writers(open=True, check=Check.PROC)

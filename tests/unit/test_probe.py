@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from heifyd import probe
 from heifyd.probe import Check, Writers, writers
+from tests.harness import ROOT, need_program, need_root
 
 HELD = Writers(open=True, check=Check.LEASE)
 FREE = Writers(open=False, check=Check.LEASE)
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -95,10 +96,9 @@ def test_without_a_lease_the_open_files_of_all_processes_tell(call: Path, asked:
         assert writers(asked).open is not True
 
 
-@pytest.mark.usefixtures("no_leases")
-def test_a_complete_look_without_a_writer_says_so_and_passes_over_what_ends_meanwhile(
-    call: Path, asked: int, tmp_path: Path
-) -> None:
+@pytest.fixture
+def proc(tmp_path: Path, call: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lay out the /proc of a machine on which nobody writes to `call`."""
     proc = tmp_path / "proc"
     for process, flags in (("1", "0100000"), ("2", "02")):
         (proc / process / "fd").mkdir(parents=True)
@@ -108,8 +108,53 @@ def test_a_complete_look_without_a_writer_says_so_and_passes_over_what_ends_mean
     (proc / "2" / "fd" / "4").symlink_to(tmp_path / "closed since")
     (proc / "3").mkdir()
     (proc / "sys").mkdir()
+    (proc / "self" / "ns").mkdir(parents=True)
+    (proc / "self" / "ns" / "pid").touch()
+    monkeypatch.setattr(probe, "_FIRST_PID_NAMESPACE", (proc / "self" / "ns" / "pid").stat().st_ino)
+    return proc
 
+
+@pytest.mark.usefixtures("no_leases")
+def test_a_complete_look_without_a_writer_says_so_and_passes_over_what_ends_meanwhile(asked: int, proc: Path) -> None:
     assert writers(asked, proc) == Writers(open=False, check=Check.PROC)
+
+
+@pytest.mark.usefixtures("no_leases")
+def test_who_sees_only_the_processes_of_a_container_cannot_say_that_there_is_no_writer(asked: int, proc: Path) -> None:
+    (proc / "self" / "ns" / "pid").unlink()
+    (proc / "self" / "ns" / "pid").symlink_to("/dev/null")
+
+    assert writers(asked, proc) == Writers(open=None, check=Check.QUIET)
+
+
+@pytest.mark.usefixtures("no_leases")
+def test_who_does_not_see_the_first_process_is_not_shown_all(asked: int, proc: Path) -> None:
+    (proc / "1").rename(proc / "4")
+
+    assert writers(asked, proc) == Writers(open=None, check=Check.QUIET)
+
+
+def test_in_a_container_of_its_own_a_process_outside_that_writes_is_not_denied(call: Path) -> None:
+    need_root()
+    program = """if True:
+        import os, sys
+        from heifyd.probe import writers
+        os.setuid(65534)
+        found = writers(0)
+        print(found.open, found.check.value)
+    """
+    call.chmod(0o644)
+    with call.open("ab"), call.open("rb") as file:
+        answer = subprocess.run(
+            [need_program("unshare"), "--pid", "--fork", "--mount-proc", sys.executable, "-c", program],
+            stdin=file,
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        )
+
+    assert answer.stdout.split() == ["None", "quiet"]
 
 
 def test_who_may_neither_lease_nor_look_is_told_that_nothing_can_tell() -> None:
