@@ -110,7 +110,7 @@ def _writers(folder: "Folder", settle_seconds: float, *, remote: bool) -> Iterat
 
 
 def _has_cap_lease() -> bool:
-    """Tell whether the kernel grants leases on all files; a rootless container's capabilities are worth nothing here."""
+    """Tell whether leases on all files are to be had; for that the capabilities of a rootless container are none."""
     if os.stat("/proc/self/ns/user").st_ino != _FIRST_USER_NAMESPACE:
         return False
     status = Path("/proc/self/status").read_text("ascii")
