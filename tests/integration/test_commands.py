@@ -105,6 +105,14 @@ def test_check_online_says_whose_fault_a_refused_key_is(place: Place) -> None:
     assert "another-key" not in run.stdout + run.stderr
 
 
+def test_a_configuration_that_cannot_be_read_is_a_wrong_one_and_no_wrong_command_line(place: Place) -> None:
+    for command in ("run", "check", "health"):
+        run = heifyd(command, "--config", str(place.root))
+
+        assert run.returncode == 78, run.stdout + run.stderr
+        assert "cannot be read (Is a directory)" in run.stdout + run.stderr
+
+
 def test_a_wrong_configuration_ends_each_command_with_78_and_all_its_errors(place: Place) -> None:
     place.config.write_text(place.config.read_text() + "worker: 2\nwatch: sometimes\n")
 
