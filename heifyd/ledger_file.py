@@ -89,8 +89,8 @@ class LedgerFile:
         self._is_synced = True
         if create:
             _make(path)
-        elif not path.exists():
-            raise LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it")
+        else:
+            _find(path)
         is_new = _is_new(path)
         self._engine = _engine(partial(_only_to_look if frozen else _connect, path))
         if is_new:
@@ -312,6 +312,15 @@ def set_aside(path: Path) -> Path:
     except OSError as error:
         raise _meaning(path, error) from None
     return kept
+
+
+def _find(path: Path) -> None:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it") from None
+    except OSError as error:
+        raise _meaning(path, error) from None
 
 
 def _make(path: Path) -> None:

@@ -37,7 +37,8 @@ class Process:
     """A `heifyd` command as a process; every line of its output is kept, and none may hold a secret.
 
     `prefix` is a command that runs it (`strace -f`, `ip netns exec ...`), `module` what python runs in heifyd's stead
-    (`tests.rehearsal`), `user` the numeric id of the user it runs as, which takes root.
+    (`tests.rehearsal`), `program` what runs in this python's stead (a container), `user` the numeric id of the user it
+    runs as, which takes root.
     """
 
     may_tell_the_key = False
@@ -48,13 +49,14 @@ class Process:
         environ: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         module: str = "heifyd",
+        program: Sequence[str] | None = None,
         user: int | None = None,
     ) -> None:
         self.lines: list[str] = []
         self.changed = threading.Condition()
         self.over = False
         self._process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", module, *arguments],
+            [*prefix, *(program or (sys.executable, "-m", module)), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -100,11 +102,11 @@ class Process:
     def end(self, number: signal.Signals = signal.SIGTERM, limit_s: float = LIMIT_S) -> int:
         """Send a signal, wait for the end and return the exit code (negative: the signal that ended it)."""
         if self._process.poll() is None:
-            self._process.send_signal(number)
+            self.send(number)
         try:
             code = self._process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.send(signal.SIGKILL)
             self._process.wait()
             self._reader.join()
             raise AssertionError(f"it did not end; the output:\n{''.join(self.lines[-60:])}") from None
@@ -124,11 +126,8 @@ class Process:
         self.end(signal.SIGKILL)
 
 
-class DaemonProcess(Process):
-    """`heifyd run`, its log read as events."""
-
-    def __init__(self, config: Path, environ: Mapping[str, str] | None = None, **how: Any) -> None:
-        super().__init__("run", "--config", str(config), "--log", "json", environ=environ, **how)
+class LoggingProcess(Process):
+    """A process that writes heifyd's log, read as events."""
 
     def events(self, *names: str) -> list[Event]:
         """Return the events so far, all or those of these names."""
@@ -148,6 +147,13 @@ class DaemonProcess(Process):
     def started(self) -> Self:
         self.await_event("daemon.started")
         return self
+
+
+class DaemonProcess(LoggingProcess):
+    """`heifyd run`."""
+
+    def __init__(self, config: Path, environ: Mapping[str, str] | None = None, **how: Any) -> None:
+        super().__init__("run", "--config", str(config), "--log", "json", environ=environ, **how)
 
 
 class SandboxProcess(Process):

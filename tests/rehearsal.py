@@ -86,7 +86,8 @@ def at_step(name: str, act: Callable[[], None]) -> None:
     setattr(owner, last, around)
 
 
-def main() -> None:
+def prepare() -> None:
+    """Put around heifyd what the environment asks for; called before heifyd is imported."""
     if speed := float(os.environ.get("REHEARSAL_SPEED", "0")):
         speed_up(speed)
     if step := os.environ.get("REHEARSAL_KILL"):
@@ -115,7 +116,11 @@ def main() -> None:
 
         heify.TIMEOUT = httpx.Timeout(float(timeout))  # type: ignore[misc]
 
-    from heifyd.cli import main as heifyd  # noqa: PLC0415
+
+def main() -> None:
+    prepare()
+
+    from heifyd.cli import main as heifyd  # noqa: PLC0415 (after the clocks are set)
 
     heifyd()
 

@@ -51,7 +51,7 @@ def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
         "-c",
         "--config",
         "config_path",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=click.Path(readable=False, path_type=Path),  # what cannot be read is told of as all that is wrong with it
         default=Path(CONFIG_FILE),
         envvar="HEIFYD_CONFIG",
         show_default=True,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from heifyd.config import Config, Folder, Rule
 
 _CAP_LEASE: Final = 28
+_FIRST_USER_NAMESPACE: Final = 0xEFFFFFFD  # PROC_USER_INIT_INO of the kernel's include/linux/proc_ns.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +127,14 @@ def _writers(folder: "Folder", settle_seconds: float, *, remote: bool) -> Iterat
             "warning",
             about,
             f"finished: {quiet}; whether a file is still open for writing is seen only for files that this user owns. "
-            "Give heifyd CAP_LEASE (in systemd AmbientCapabilities=CAP_LEASE) to see it for all",
+            "Run heifyd as the user who owns them, or give it CAP_LEASE (in systemd AmbientCapabilities=CAP_LEASE)",
         )
 
 
 def _has_cap_lease() -> bool:
+    """Tell whether leases on all files are to be had; for that the capabilities of a rootless container are none."""
+    if os.stat("/proc/self/ns/user").st_ino != _FIRST_USER_NAMESPACE:
+        return False
     status = Path("/proc/self/status").read_text("ascii")
     effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
     return bool(int(effective, 16) >> _CAP_LEASE & 1)

@@ -13,7 +13,7 @@ import yaml
 
 from heifyd.sandbox import API_KEY, CONFIGURATION_ID, EVALUATOR_ID, Sandbox
 from heifyd.service import Exit
-from tests.harness import Place, files_below, make_place, running, sample, sha256
+from tests.harness import Place, files_below, make_place, need_program, need_root, running, sample, sha256
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +56,20 @@ def test_check_tells_how_each_folder_is_watched_and_leaves_nothing_behind(place:
     assert files_below(place.calls) == {}
     assert os.listdir(place.calls) == []
     assert API_KEY not in run.stdout + run.stderr
+
+
+def test_check_does_not_take_the_capabilities_of_a_rootless_container_for_the_machine_s(place: Place) -> None:
+    need_root()
+    command = [sys.executable, "-m", "heifyd", "check", "--config", str(place.config)]
+    rootless = [need_program("unshare"), "--user", "--map-root-user"]
+    outside, inside = (
+        subprocess.run([*prefix, *command], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT).stdout
+        for prefix in ([], rootless)
+    )
+
+    assert "lease, by CAP_LEASE" in outside
+    assert "lease, by CAP_LEASE" not in inside
+    assert "Run heifyd as the user who owns them" in " ".join(inside.split())
 
 
 def test_check_finds_a_done_directory_that_cannot_be_made(tmp_path: Path, sandbox: Sandbox) -> None:
@@ -128,6 +142,14 @@ def test_check_online_says_whose_fault_a_refused_key_is(place: Place) -> None:
     assert "403" in run.stdout
     assert "API key" in run.stdout
     assert "another-key" not in run.stdout + run.stderr
+
+
+def test_a_configuration_that_cannot_be_read_is_a_wrong_one_and_no_wrong_command_line(place: Place) -> None:
+    for command in ("run", "check", "health"):
+        run = heifyd(command, "--config", str(place.root))
+
+        assert run.returncode == 78, run.stdout + run.stderr
+        assert "cannot be read (Is a directory)" in run.stdout + run.stderr
 
 
 def test_a_wrong_configuration_ends_each_command_with_78_and_all_its_errors(place: Place) -> None:

@@ -139,6 +139,13 @@ def test_looking_at_a_ledger_that_is_not_there_makes_none(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("above", "why"), [("a-file", "Not a directory"), ("x" * 300, "File name too long")])
+def test_a_ledger_that_cannot_be_looked_for_says_why(tmp_path: Path, above: str, why: str) -> None:
+    (tmp_path / "a-file").touch()
+    with pytest.raises(LedgerError, match=rf"ledger.sqlite: the ledger cannot be used \({why}\)"):
+        Ledger(tmp_path / above / "ledger.sqlite", create=False)
+
+
 def test_a_ledger_that_cannot_be_made_says_where(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
