@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -34,7 +34,7 @@ NOTED = """
 
 
 class Browser:
-    """A headless Chromium; `ends_well` fails where anything was logged that is not expected."""
+    """A headless Chromium; `leave` fails where anything went wrong in a page that is not expected."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
@@ -71,8 +71,11 @@ class Browser:
         found: bool = self.run("return document.activeElement.matches(arguments[0])", css)
         return found
 
-    def end_well(self) -> None:
-        assert self.run("return window.noted") == []
+    def leave(self) -> None:
+        """Leave the page, before its daemon ends, and look at what was kept of it."""
+        noted = self.run("return window.noted")
+        self.driver.get("about:blank")
+        assert noted == []
         logged = [entry["message"] for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
         expected = "ERR_CONNECTION_REFUSED" if self.may_lose_contact else "nothing"
         assert [each for each in logged if expected not in each] == []
@@ -99,7 +102,6 @@ def browser() -> Iterator[Browser]:
     with chromium() as browser:
         browser.look_as()
         yield browser
-        browser.end_well()
 
 
 def free_port() -> int:
@@ -120,6 +122,15 @@ def with_page(root: Path, url: str, *more: str) -> Place:
 
 def url_of(daemon: DaemonProcess) -> str:
     return f"http://{daemon.await_event('status.listening')[0]['address']}/"
+
+
+@contextmanager
+def watched(place: Place, browser: Browser, environ: Mapping[str, str] | None = None) -> Iterator[DaemonProcess]:
+    """Run the daemon with its page in the browser, which leaves before the daemon ends."""
+    with running(place, environ) as daemon:
+        browser.open(url_of(daemon))
+        yield daemon
+        browser.leave()
 
 
 def total(browser: Browser, what: str) -> str:
@@ -144,12 +155,10 @@ HOSTILE = [
 def test_names_that_would_be_markup_are_read_as_they_are(place: Place, browser: Browser) -> None:
     for name in HOSTILE:
         (place.calls / name).write_bytes(b"no audio")
-    with running(place) as daemon:
-        daemon.await_event("recording.failed", len(HOSTILE))
-        browser.open(url_of(daemon))
+    with watched(place, browser):
+        browser.sees("8 failed in the last 24 hours", "h1")
         names = {each.text for each in browser.driver.find_elements(By.CSS_SELECTOR, "#failures ~ ul h3")}
         assert names == {printable(name) for name in HOSTILE}
-        browser.sees("8 failed in the last 24 hours", "h1")
         seen_at = browser.words("header time")
         eventually(lambda: browser.words("header time") != seen_at, "an update, which goes another way")
         assert {each.text for each in browser.driver.find_elements(By.CSS_SELECTOR, "#failures ~ ul h3")} == names
@@ -158,8 +167,7 @@ def test_names_that_would_be_markup_are_read_as_they_are(place: Place, browser: 
 
 
 def test_what_happens_is_seen_without_loading_the_page_again(place: Place, sandbox: Sandbox, browser: Browser) -> None:
-    with running(place) as daemon:
-        browser.open(url_of(daemon))
+    with watched(place, browser):
         browser.sees("All is well", "h1")
         browser.run("window.still = true")
         assert total(browser, "Done today") == "0"
@@ -192,11 +200,11 @@ def test_lost_contact_is_said_loudly_and_found_again(place: Place, browser: Brow
         browser.sees("All is well", "h1")
         assert browser.driver.title.startswith("Well: ")
         assert browser.run("return window.still") is True
+        browser.leave()
 
 
 def test_a_daemon_that_stands_still_is_lost_contact_too(place: Place, browser: Browser) -> None:
-    with running(place) as daemon:
-        browser.open(url_of(daemon))
+    with watched(place, browser) as daemon:
         browser.sees("All is well", "h1")
         daemon.send(signal.SIGSTOP)
         try:
@@ -209,8 +217,7 @@ def test_a_daemon_that_stands_still_is_lost_contact_too(place: Place, browser: B
 def test_an_upload_in_progress_has_a_bar_that_grows(tmp_path: Path, sandbox: Sandbox, browser: Browser) -> None:
     place = with_page(tmp_path, sandbox.url, "bandwidth_limit: 300k")
     call = sample(".wav") * 100
-    with running(place) as daemon:
-        browser.open(url_of(daemon))
+    with watched(place, browser) as daemon:
         (place.calls / "long.wav").write_bytes(call)
         browser.sees("long.wav", ".uploads")
 
@@ -271,11 +278,11 @@ def test_it_is_read_in_both_schemes_at_a_desk_and_on_a_phone(
         browser.may_lose_contact = True
     browser.sees("No contact", "#contact")
     assert violations(browser) == []
+    browser.leave()
 
 
 def test_a_keyboard_gets_everywhere_and_stays_where_it_is_meanwhile(place: Place, browser: Browser) -> None:
-    with running(place) as daemon:
-        browser.open(url_of(daemon))
+    with watched(place, browser):
         browser.sees("All is well", "h1")
         browser.press(Keys.TAB)
         assert browser.focuses(".skip")
@@ -304,6 +311,7 @@ def test_times_are_those_of_who_looks_and_have_their_date(place: Place, browser:
             browser.sees(zone, "footer")
             at = browser.run("return new Date(document.querySelector('header time').dateTime).getTime() / 1000")
             shown[zone] = (browser.words("header time"), at)
+        browser.leave()
         for (words, at), offset_h in zip(shown.values(), (14, -11), strict=True):
             assert words == time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at + offset_h * 3600))
 
@@ -329,3 +337,4 @@ def test_a_person_with_the_token_sees_it_live(tmp_path: Path, sandbox: Sandbox, 
         seen_at = browser.words("header time")
         eventually(lambda: browser.words("header time") != seen_at, "an update")
         assert token not in browser.run("return document.documentElement.outerHTML")
+        browser.leave()

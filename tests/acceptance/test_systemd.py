@@ -259,6 +259,7 @@ def test_the_template_differs_from_the_unit_in_what_is_an_account_s_alone() -> N
         "Description",
         "ExecStart",
         "StateDirectory",
+        "RuntimeDirectory",
         "LoadCredential",
     ]
     assert all("%i" in pair[1] for pair in different)

@@ -104,7 +104,7 @@ def test_no_look_at_the_history_reads_more_of_it_than_it_tells_of(ledger: Ledger
 
     assert len(said) == 8
     quick = re.compile(
-        r"recordings USING (COVERING INDEX ended|INDEX ended|INDEX next_claim|INTEGER PRIMARY KEY"
+        r"^SEARCH recordings USING (COVERING INDEX ended|INDEX ended|INDEX next_claim|INTEGER PRIMARY KEY"
         r"|COVERING INDEX one_row_an_identity \(folder>\?\)|COVERING INDEX one_row_an_identity$)"
     )
     with closing(sqlite3.connect(ledger.path)) as db:
