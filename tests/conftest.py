@@ -23,6 +23,16 @@ def sigio_is_ignored() -> Iterator[None]:
     signal.signal(signal.SIGIO, before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def sigint_is_heeded() -> None:
+    """Let the programs under test be ended by SIGINT also where the tests run in the background of a shell.
+
+    What is ignored stays ignored in a program that is started (signal(7)).
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     """Fail a test that leaves a thread running: who starts one stops it and joins it."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from heifyd.heify import PIECE_BYTES, Heify
+from heifyd.heify import FIRST_PIECE_BYTES, PIECE_BYTES, Heify
 from heifyd.recording import Ids
 from heifyd.sandbox import API_KEY, CONFIGURATION_ID, Sandbox
 from tests.acceptance.test_resources import small_disk
@@ -250,13 +250,13 @@ def test_each_piece_of_an_upload_is_a_sign_of_life(tmp_path: Path, sandbox: Sand
         ticket = heify.request_upload(Ids(CONFIGURATION_ID, None, None), "call")
         told.clear()
         heify.put(ticket, file.fileno(), 3 * PIECE_BYTES, "audio/wav", sent=lambda _bytes: told.append("sent"))
-    assert told.count("sent") == 3
+    assert told.count("sent") >= 3
     pieces = [at for at, each in enumerate(told) if each == "sent"]
     for at in pieces:
         reading, sending = told[at - 2 : at]
         assert reading == 0.0  # a disk is given no more time than any step
         assert isinstance(sending, float)
-        assert sending >= PIECE_BYTES / 1000  # a link of a kilobyte a second is one that works
+        assert sending >= FIRST_PIECE_BYTES / 1000  # a link of a kilobyte a second is one that works
     assert isinstance(told[-1], float)  # and then the answer is waited for
     assert told[-1] > 60
 

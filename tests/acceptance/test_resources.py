@@ -72,6 +72,7 @@ class Disk:
             f"{self.path} unmounted",
             limit_s=10.0,
         )
+        eventually(lambda: not said("losetup", "-j", self.image), f"{self.image} let go of")
 
     def remount(self, option: str) -> None:
         command("mount", "-o", f"remount,{option}", self.path)
@@ -94,12 +95,14 @@ class Disk:
 
     def break_down(self) -> None:
         """Let the kernel find an error of the file system, upon which it lets nobody write there any more."""
-        device = subprocess.run(
-            ["findmnt", "-no", "SOURCE", self.path], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        device = said("findmnt", "-no", "SOURCE", self.path)
         trigger = Path("/sys/fs/ext4") / Path(device).name / "trigger_fs_error"
         need(trigger.exists(), "ext4's trigger_fs_error")
         trigger.write_text("heifyd's tests\n")
+
+
+def said(*words: str | Path) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def command(*words: str | Path) -> None:
@@ -321,7 +324,8 @@ def test_a_ledger_s_file_system_that_breaks_down_holds_everything_and_the_next_s
             (hold,) = first.await_event("hold.started")
             assert (hold["scope"], hold["owner"]) == ("everything", "ledger")
         disk.unmount()
-        subprocess.run(["fsck.ext4", "-p", "-f", disk.image], capture_output=True, check=False)
+        fsck = subprocess.run(["fsck.ext4", "-p", "-f", disk.image], capture_output=True, text=True, check=False)
+        assert fsck.returncode in (0, 1), fsck.stdout
         disk.mount()
         with running(place):  # which may tell of the first three again: their ends were not synced yet
             eventually(lambda: len(files_below(place.done)) == len(recordings), "everything filed")
@@ -401,7 +405,7 @@ def test_a_full_disk_of_done_holds_the_folder_and_what_is_uploaded_is_not_sent_a
             assert "No space left" in hold["detail"]
             recordings |= put(place.calls, "later.wav")
             daemon.await_event("recording.settled", 5)
-            assert set(os.listdir(done)) == set()
+            assert [name for name in os.listdir(done) if not name.endswith(".heifyd-part")] == []
             assert set(files_below(place.calls)) == set(recordings)
             disk.make_room()
             daemon.await_event("hold.ended", owner="folder")
@@ -479,12 +483,13 @@ def test_a_full_disk_of_the_log_stops_no_work_and_the_lines_that_were_lost_are_c
             eventually(lambda: "after.wav" in log.read_text() and names_in(log)[-1] == "recording.done", "a log again")
             assert daemon.end() == 0
         events = [json.loads(line) for line in lines_of(log)]
-        (lost,) = [event for event in events if event["event"] == "log.lost"]
-        at = events.index(lost)
+        # A disk that is all but full may have room for a line now and then.
+        lost = {at: event["lines"] for at, event in enumerate(events) if event["event"] == "log.lost"}
+        at = max(lost)
         kept = [event for event in events[:at] if event.get("file")]
         assert "after.wav" not in [event.get("file") for event in events[:at]]
         assert events[at + 1]["file"] == "after.wav"
-        assert len(kept) + lost["lines"] == 31 * len(("recording.settled", "upload.started", "recording.done"))
+        assert len(kept) + sum(lost.values()) == 31 * len(("recording.settled", "upload.started", "recording.done"))
         assert_tells_no_secret(log.read_text())
         assert_delivered(recordings, sandbox, place.calls)
 
