@@ -12,16 +12,10 @@ from typing import Any, Final, Self
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from heifyd import ledger_file
+from heifyd import ledger_lock
 from heifyd.faults import Fault
-from heifyd.ledger_file import (
-    LedgerDamagedError,
-    LedgerError,
-    LedgerFile,
-    LedgerInUseError,
-    LedgerUnwritableError,
-    set_aside,
-)
+from heifyd.ledger_errors import LedgerDamagedError, LedgerError, LedgerInUseError, LedgerUnwritableError
+from heifyd.ledger_file import LedgerFile, set_aside
 from heifyd.ledger_history import History
 from heifyd.ledger_rows import (
     Added,
@@ -90,7 +84,7 @@ class Ledger:
         Where the file cannot be used for a time, later on, `report` is told why, and None when that is over; the
         methods wait meanwhile, but for `forget_urls` and `prune`. Raises LedgerError.
         """
-        lock_fd = ledger_file.lock(path)
+        lock_fd = ledger_lock.lock(path)
         try:
             ledger = cls(path, beat=beat)
             try:
@@ -118,7 +112,7 @@ class Ledger:
 
     def beat(self, now_s: float) -> None:
         """Leave the daemon's heartbeat of `now_s` (CLOCK_BOOTTIME). Raises OSError."""
-        ledger_file.beat(self._lock_fd, now_s)
+        ledger_lock.beat(self._lock_fd, now_s)
 
     def give_up(self) -> None:
         """Let nobody wait for the file any more; who does gets LedgerUnwritableError."""

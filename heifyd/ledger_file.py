@@ -1,12 +1,8 @@
 """The ledger's file: opened, kept for one daemon, set aside if it is damaged, waited for while it cannot be written."""
 
-import errno
-import fcntl
 import os
 import sqlite3
-import struct
 import threading
-import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
@@ -17,7 +13,7 @@ from typing import Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from heifyd.errors import HeifydError
+from heifyd.ledger_errors import LedgerDamagedError, LedgerError, LedgerUnwritableError, meaning
 from heifyd.ledger_sql import Transaction
 from heifyd.pulse import Beat, PatientLock, unwatched
 
@@ -29,40 +25,8 @@ APPLICATION_ID: Final = 0x48656966
 SCHEMA: Final = 1
 _AGAIN_S: Final = 1.0
 _BUSY_S: Final = 30.0
-_ASKING_S: Final = 0.5
-"""Who only asks whether a ledger is in use has its lock for a moment; a daemon that has it keeps it."""
-
-_PRIMARY: Final = 0xFF
 _SMALLEST_PAGE_BYTES: Final = 512
 _CACHE_KIB: Final = 512
-_PASSING: Final = frozenset(
-    (
-        *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY),
-        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
-    )
-)
-"""What SQLite answers for the file's surroundings, until those are in order again (sqlite.org/rescode)."""
-
-_DAMAGE: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
-_PASSING_ERRNOS: Final = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-)
-
-
-class LedgerError(HeifydError):
-    """The ledger cannot be used."""
-
-
-class LedgerInUseError(LedgerError):
-    """Another heifyd is using this ledger."""
-
-
-class LedgerUnwritableError(LedgerError):
-    """The ledger cannot be read or written at present, as where its disk is full."""
-
-
-class LedgerDamagedError(LedgerError):
-    """The ledger's file is damaged, or was never a ledger."""
 
 
 class LedgerFile:
@@ -162,7 +126,7 @@ class LedgerFile:
             with self._engine.begin() as db:
                 return do(db)
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
-            raise _meaning(self.path, error) from error
+            raise meaning(self.path, error) from error
 
     def _write(self, do: Callable[[Transaction], T], *, synced: bool) -> T:
         """Write by the one connection that writes, one thread at a time: SQLite itself waits by sleeping.
@@ -174,7 +138,7 @@ class LedgerFile:
                 return _transact(self._writer_for(synced=synced), do)
             except sqlite3.Error as error:
                 self._drop_writer()
-                raise _meaning(self.path, error) from error
+                raise meaning(self.path, error) from error
 
     def _writer_for(self, *, synced: bool) -> sqlite3.Connection:
         if self._writer is None:
@@ -226,78 +190,6 @@ def _transact(driver: sqlite3.Connection, do: Callable[[Transaction], T]) -> T:
     return result
 
 
-def lock(path: Path) -> int:
-    """Keep every other daemon out of the ledger at `path` until the returned descriptor is closed.
-
-    Raises LedgerInUseError, or another LedgerError.
-    """
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise _meaning(path, error) from None
-    until_s = time.monotonic() + _ASKING_S
-    while _is_locked(fd):
-        if time.monotonic() > until_s:
-            os.close(fd)
-            raise LedgerInUseError(
-                f"{path}: another heifyd is using this ledger; stop it, or give this one its own `ledger:`"
-            )
-        time.sleep(_ASKING_S / 10)
-    return fd
-
-
-# A daemon's heartbeat is a lock, too, of one byte of its lock file: that of the second in which it was last well. So it
-# takes no disk, which may be full, read-only or asleep, and ends with the daemon.
-
-_LOCKED_BYTES: Final = struct.Struct("hhqqi0q")
-"""struct flock of fcntl(2): type, whence, start, length, process."""
-
-
-def beat(lock_fd: int, now_s: float) -> None:
-    """Leave the heartbeat of `now_s` (seconds, CLOCK_BOOTTIME), instead of earlier ones. Raises OSError."""
-    second = int(now_s)
-    for what, start, length in ((fcntl.F_WRLCK, second, 1), (fcntl.F_UNLCK, 0, second)):
-        if length:
-            fcntl.fcntl(lock_fd, fcntl.F_OFD_SETLK, _LOCKED_BYTES.pack(what, os.SEEK_SET, start, length, 0))
-
-
-def last_beat_s(path: Path) -> int | None:
-    """Return the second of the daemon's heartbeat (CLOCK_BOOTTIME), None where there is none. Raises LedgerError."""
-    asked = _LOCKED_BYTES.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    answer = _of_lock_file(path, lambda fd: fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
-    found, _, start, _, _ = _LOCKED_BYTES.unpack(answer or asked)
-    return start if answer and found != fcntl.F_UNLCK else None
-
-
-def is_in_use(path: Path) -> bool:
-    """Tell whether a daemon has the ledger at `path` locked. Raises LedgerError."""
-    return bool(_of_lock_file(path, _is_locked))
-
-
-def _of_lock_file(path: Path, ask: Callable[[int], T]) -> T | None:
-    """Return what `ask` finds out of a ledger's lock file, None where there is none."""
-    try:
-        fd = os.open(f"{path}.lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _meaning(path, error) from None
-    try:
-        return ask(fd)
-    finally:
-        os.close(fd)
-
-
-def _is_locked(fd: int) -> bool:
-    """Lock a lock file, and tell whether another process has it locked instead."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
-
-
 def set_aside(path: Path) -> Path:
     """Give a damaged file a name of its own beside its place, and return it. Raises LedgerError.
 
@@ -310,7 +202,7 @@ def set_aside(path: Path) -> Path:
                 os.rename(f"{path}{suffix}", f"{kept}{suffix}")
         _sync(path.parent)
     except OSError as error:
-        raise _meaning(path, error) from None
+        raise meaning(path, error) from None
     return kept
 
 
@@ -320,7 +212,7 @@ def _find(path: Path) -> None:
     except FileNotFoundError:
         raise LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it") from None
     except OSError as error:
-        raise _meaning(path, error) from None
+        raise meaning(path, error) from None
 
 
 def _make(path: Path) -> None:
@@ -333,7 +225,7 @@ def _make(path: Path) -> None:
         else:
             _sync(path.parent)
     except OSError as error:
-        raise _meaning(path, error) from None
+        raise meaning(path, error) from None
 
 
 def _sync(directory: Path) -> None:
@@ -354,7 +246,7 @@ def _is_new(path: Path) -> bool:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     except sqlite3.Error as error:
-        raise _meaning(path, error) from error
+        raise meaning(path, error) from error
     if application == 0 and version == 0 and tables == 0:
         return True
     if application != APPLICATION_ID:
@@ -400,19 +292,3 @@ def _engine(connect: Callable[[], sqlite3.Connection]) -> Engine:
     engine = sa.create_engine("sqlite://", creator=connect, poolclass=sa.pool.QueuePool, hide_parameters=True)
     sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     return engine
-
-
-def _meaning(path: Path, error: Exception) -> LedgerError:
-    """Turn an error of the system or of SQLite into the ledger's own, which says what to do."""
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-    if isinstance(cause, OSError):
-        passes, damaged, said = cause.errno in _PASSING_ERRNOS, False, str(cause.strerror)
-    else:
-        code = getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-        passes = code & _PRIMARY in _PASSING and code != sqlite3.SQLITE_READONLY_DBMOVED  # which lasts until a restart
-        damaged, said = code & _PRIMARY in _DAMAGE, str(cause)
-    if damaged:
-        return LedgerDamagedError(f"{path}: the ledger is damaged ({said})")
-    if passes:
-        return LedgerUnwritableError(f"{path}: the ledger cannot be used at present ({said})")
-    return LedgerError(f"{path}: the ledger cannot be used ({said}); give `ledger:` a path that heifyd can write to")

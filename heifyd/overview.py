@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from heifyd import faults, ledger_file, mounts, pulse
+from heifyd import faults, ledger_lock, mounts, pulse
 from heifyd.faults import Owner
 from heifyd.ledger import FolderCounts, HoldRow, Ledger, LedgerUnwritableError, UploadRow
 
@@ -81,8 +81,8 @@ class Health:
 
 def health_of(ledger: Path, configured: Sequence[str]) -> Health:
     """Tell how the daemon of a ledger is. Raises LedgerError."""
-    running = ledger_file.is_in_use(ledger)
-    beat_s = ledger_file.last_beat_s(ledger) if running else None
+    running = ledger_lock.is_in_use(ledger)
+    beat_s = ledger_lock.last_beat_s(ledger) if running else None
     age_s = None if beat_s is None else max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - beat_s)
     alive = age_s is not None and age_s < _STALE_LOOKS * pulse.LOOK_S
     noted = seen(ledger, Ledger.holds) if running else []

@@ -41,18 +41,20 @@ PURE = layer(
     why="A decision takes what was seen as an argument, so it is tested without a file, a clock or a socket.",
 )
 EDGES = layer(
-    "tree probe mounts watch ledger ledger_file ledger_history ledger_rows ledger_sql heify filing preflight log "
+    "tree probe mounts watch heify filing preflight log "
+    "ledger ledger_errors ledger_file ledger_history ledger_lock ledger_rows ledger_sql "
     "config config_source config_values api_key overview",
     (VALUES, PURE),
     watch="tree mounts",
     probe="mounts",
-    ledger="ledger_file ledger_history ledger_rows ledger_sql",
-    ledger_file="ledger_sql",
+    ledger="ledger_errors ledger_file ledger_history ledger_lock ledger_rows ledger_sql",
+    ledger_file="ledger_errors ledger_sql",
+    ledger_lock="ledger_errors",
     ledger_history="ledger_file ledger_rows",
     filing="tree",
     config="config_source config_values mounts",
     api_key="config_source config",
-    overview="ledger ledger_file mounts",
+    overview="ledger ledger_lock mounts",
     why="An edge does one kind of I/O; joined to another edge it could not be replaced or tested alone.",
 )
 JOURNEYS = layer(

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from heifyd import ledger_file
+from heifyd import ledger_lock
 from heifyd.ledger import (
     Added,
     Claim,
@@ -96,9 +96,9 @@ def test_a_second_daemon_is_kept_out_until_the_first_is_gone(ledger: Ledger) -> 
     with closing(Ledger(ledger.path)):
         with pytest.raises(LedgerInUseError, match="another heifyd"):
             daemons(ledger.path)
-        assert ledger_file.is_in_use(ledger.path)
+        assert ledger_lock.is_in_use(ledger.path)
         ledger.close()
-        assert not ledger_file.is_in_use(ledger.path)
+        assert not ledger_lock.is_in_use(ledger.path)
         daemons(ledger.path).close()
 
 

@@ -19,7 +19,8 @@ from heifyd.ledger import (
     State,
     set_aside,
 )
-from heifyd.ledger_file import APPLICATION_ID, last_beat_s
+from heifyd.ledger_file import APPLICATION_ID
+from heifyd.ledger_lock import last_beat_s
 from heifyd.recording import Identity, Ids, Ticket
 
 FOLDER = "/var/spool/calls"
