@@ -276,3 +276,12 @@ def test_a_folder_that_goes_and_comes_back_is_watched_again(tmp_path: Path, sand
         daemon.await_event("folder.back")
         daemon.await_event("recording.done", file="call.wav")
     assert len(stored(sandbox)) == 1
+
+
+def test_the_daemon_imports_nothing_that_only_commands_or_the_status_page_need(place: Place) -> None:
+    with running(place, {"PYTHONPROFILEIMPORTTIME": "1"}) as daemon:
+        pass
+
+    imported = {line.rpartition("|")[2].strip() for line in daemon.lines if line.startswith("import time:")}
+    assert {"httpx", "structlog", "watchdog.observers"} <= imported
+    assert imported.isdisjoint({"rich.style", "uvicorn", "starlette", "prometheus_client"})
