@@ -29,7 +29,7 @@ from heifyd.pulse import Beat, unwatched
 from heifyd.recording import Ids, Ticket
 from heifyd.urls import must_be_safe, parsed, signed_headers, url_lifetime_s
 
-PIECE_BYTES: Final = 1024 * 1024
+PIECE_BYTES: Final = 2 * 1024 * 1024
 """The largest piece of a PUT's body; httpx's own 64 KiB cost several times the CPU a byte."""
 
 FIRST_PIECE_BYTES: Final = 256 * 1024

@@ -27,6 +27,9 @@ _AGAIN_S: Final = 1.0
 _BUSY_S: Final = 30.0
 _SMALLEST_PAGE_BYTES: Final = 512
 _CACHE_KIB: Final = 512
+_LOG_PAGES: Final = 4000
+"""Pages of 4 KiB after which the log goes into the file. A recording writes to some dozen, and mostly to the same ones
+as the one before: the longer the log, the fewer of them are written twice."""
 
 
 class LedgerFile:
@@ -283,6 +286,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
     connection.execute("PRAGMA secure_delete = ON")  # a URL that was forgotten leaves no bytes behind
     return connection
 

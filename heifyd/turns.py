@@ -17,6 +17,8 @@ STAGGER_S: Final = 0.01
 """A second thread helps only where the first waits for the network or the disk. Where recordings are carried faster
 than this, threads of one interpreter only stand in each other's way."""
 
+_MOST_DOUBLINGS: Final = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -104,12 +106,15 @@ class Turns:
             return None
         return Turn(claim, is_probe=admitted and self._holds.admitted(folder), began_s=now_s)
 
-    def patience_s(self) -> float:
-        """Return for how many seconds there is nothing to do, unless the ledger is given something before that."""
+    def patience_s(self, looks: int = 0) -> float:
+        """Return for how many seconds there is nothing to do, unless the ledger is given something before that.
+
+        Who has looked in vain before, `looks` times in a row, is asked for more patience with what is carried quickly.
+        """
         now_s = time.monotonic()
         with self._lock:
             if (stagger_s := self._to_stagger_s()) > 0:
-                return stagger_s
+                return stagger_s * (1 << min(looks, _MOST_DOUBLINGS))
             probe_s = self._holds.next_probe_s() - now_s
         due = self._ledger.next_due([folder for folder in self._order if folder not in self._away], now_s)
         due_s = _IDLE_S if due is None else due - now_s

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -99,12 +100,14 @@ class Uploads:
         """
         self._beat(math.inf)
         with self._line:
-            while not self._stopping.is_set():
+            for looks in count():
+                if self._stopping.is_set():
+                    break
                 wakes = self._ledger.wakes
                 self._beat(0.0)
                 if (turn := self._turns.next()) is not None:
                     return turn
-                patience_s = self._turns.patience_s()
+                patience_s = self._turns.patience_s(looks)
                 self._beat(patience_s)
                 self._ledger.wait(wakes, patience_s)
         return None
