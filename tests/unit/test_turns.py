@@ -63,6 +63,8 @@ def test_a_recording_that_is_carried_quickly_has_none_beside_it(place: Place) ->
 
     assert place.turns.next() is None
     assert 3000 < place.turns.patience_s() <= 3600
+    assert 4 * 3000 < place.turns.patience_s(looks=2) <= 4 * 3600, "who has looked in vain twice looks less often"
+    assert 8 * 3000 < place.turns.patience_s(looks=100) <= 8 * 3600
     place.turns.over(first)
 
     assert place.next().claim.identity.path == "1.wav"
