@@ -59,6 +59,8 @@ class LedgerFile:
         else:
             _find(path)
         is_new = _is_new(path)
+        if is_new and not create:  # a daemon that is just starting will lay it out
+            raise _none_yet(path)
         self._engine = _engine(partial(_only_to_look if frozen else _connect, path))
         if is_new:
             try:
@@ -213,9 +215,13 @@ def _find(path: Path) -> None:
     try:
         path.stat()
     except FileNotFoundError:
-        raise LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it") from None
+        raise _none_yet(path) from None
     except OSError as error:
         raise meaning(path, error) from None
+
+
+def _none_yet(path: Path) -> LedgerError:
+    return LedgerError(f"{path}: there is no ledger yet; `heifyd run` makes it")
 
 
 def _make(path: Path) -> None:

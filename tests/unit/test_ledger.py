@@ -139,6 +139,18 @@ def test_looking_at_a_ledger_that_is_not_there_makes_none(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_looking_at_a_ledger_that_a_daemon_is_about_to_lay_out_leaves_that_to_the_daemon(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.touch()
+
+    with pytest.raises(LedgerError, match="there is no ledger yet"):
+        Ledger(path, create=False)
+
+    assert path.read_bytes() == b""
+    with closing(Ledger.of_daemon(path, lambda _trouble: None)) as ledger:
+        assert ledger.folders() == []
+
+
 @pytest.mark.parametrize(("above", "why"), [("a-file", "Not a directory"), ("x" * 300, "File name too long")])
 def test_a_ledger_that_cannot_be_looked_for_says_why(tmp_path: Path, above: str, why: str) -> None:
     (tmp_path / "a-file").touch()
