@@ -57,7 +57,7 @@ def of(ledger: Ledger, configured: Sequence[str]) -> Overview:
     """Gather it out of a ledger and from what can be seen from here; the day begins at local midnight."""
     midnight = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
     known = [*configured, *(folder for folder in ledger.folders() if folder not in configured)]
-    health = health_of(ledger.path, configured)
+    health = _health(ledger.path, configured, ledger.holds)
     running = health.running
     folders = [FolderStatus(folder, folder in configured, ledger.counts(folder, midnight)) for folder in known]
     if not running:
@@ -81,12 +81,16 @@ class Health:
 
 def health_of(ledger: Path, configured: Sequence[str]) -> Health:
     """Tell how the daemon of a ledger is. Raises LedgerError."""
+    return _health(ledger, configured, lambda: seen(ledger, Ledger.holds))
+
+
+def _health(ledger: Path, configured: Sequence[str], noted: Callable[[], Sequence[HoldRow]]) -> Health:
+    """Tell how a daemon is; `noted` gives the holds that its ledger has, and is asked only where one runs."""
     running = ledger_lock.is_in_use(ledger)
     beat_s = ledger_lock.last_beat_s(ledger) if running else None
     age_s = None if beat_s is None else max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - beat_s)
     alive = age_s is not None and age_s < _STALE_LOOKS * pulse.LOOK_S
-    noted = seen(ledger, Ledger.holds) if running else []
-    holds = {(hold.scope, hold.owner): hold for hold in noted}
+    holds = {(hold.scope, hold.owner): hold for hold in (noted() if running else ())}
     for hold in _seen_from_here(ledger, [each for each in configured if (each, Owner.FOLDER) not in holds]):
         holds.setdefault((hold.scope, hold.owner), hold)
     return Health(running, alive, age_s, list(holds.values()))
